@@ -1,0 +1,1 @@
+"""Artefacts on disk: digests, manifests, the content-addressed store, locks."""

@@ -1,0 +1,245 @@
+"""An ONNX folder in lower precision: int8 with dynamic or static activation scales, or fp16."""
+
+from __future__ import annotations
+
+__all__ = ["INT8_VARIANTS", "QuantizeReport", "Variant", "quantize"]
+
+import collections
+import logging
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+
+from deploykit.errors import QuantizeError
+from deploykit.events import Listener, ignore
+from deploykit.export.lean import split_skip_normalization
+from deploykit.runners.onnx_runner import open_session
+from deploykit.runners.tokenize import Encoder
+from deploykit.runners.untrusted import check_onnx
+
+_COMPANIONS = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
+_PRODUCTS = ("QAttention", "MatMulInteger", "QGemm", "QLinearMatMul", "DynamicQuantizeMatMul")
+"""Operators that multiply in int8."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to quantize.
+
+    Attributes:
+        scheme: how activations get their scale: per call over the whole batch (`int8_dynamic`, so a message's logits
+            depend on its neighbours), or fixed by calibration (`int8_static`); `fp16` casts weights and arithmetic.
+        graph: `fused`; `split`, with SkipLayerNormalization taken apart again; or `plain`, as exported.
+    """
+
+    scheme: Literal["int8_dynamic", "int8_static", "fp16"]
+    graph: Literal["fused", "split", "plain"] = "fused"
+
+    @property
+    def name(self) -> str:
+        return f"{self.scheme}-{self.graph}"
+
+
+INT8_VARIANTS = (
+    Variant("int8_dynamic", "fused"),
+    Variant("int8_dynamic", "split"),
+    Variant("int8_dynamic", "plain"),
+    Variant("int8_static", "fused"),
+    Variant("int8_static", "split"),
+)
+"""What `scheme: int8` measures against each other."""
+
+
+@dataclass(frozen=True)
+class QuantizeReport:
+    """What was quantized, counted in the written file.
+
+    Attributes:
+        variant: how.
+        products: int8 matrix products by operator.
+        float_products: matrix products left in float.
+        embeddings: whether the embedding tables are int8.
+        size_bytes: of the ONNX file.
+    """
+
+    variant: str
+    products: Mapping[str, int]
+    float_products: int
+    embeddings: bool
+    size_bytes: int
+
+
+def quantize(
+    source: Path,
+    out: Path,
+    variant: Variant,
+    *,
+    calibration: Sequence[str] = (),
+    listener: Listener = ignore,
+) -> QuantizeReport:
+    """Write the ONNX folder `source` in lower precision to `out`, tokenizer and config beside it.
+
+    Weights are int8 per output channel, symmetric; activations uint8 per tensor. Static scales are the extremes seen
+    over the calibration messages.
+
+    Args:
+        source: an ONNX folder as `export_onnx` writes it; a foreign one needs `model.onnx` only.
+        out: the folder to write; made if it is not there.
+        variant: how.
+        calibration: messages for static scales, like those to be served.
+        listener: hears of progress.
+
+    Raises:
+        QuantizeError: nothing was quantized, or static scales are asked for without messages.
+    """
+    path = source / ("plain.onnx" if variant.graph == "plain" and (source / "plain.onnx").is_file() else "model.onnx")
+    check_onnx(path)
+    out.mkdir(parents=True, exist_ok=True)
+    for name in _COMPANIONS:
+        if (source / name).is_file() and source != out:
+            shutil.copy2(source / name, out / name)
+    model = onnx.load(path)
+    del model.graph.value_info[:]
+    if variant.graph == "split":
+        model = split_skip_normalization(model)
+    if variant.scheme == "fp16":
+        quantized = _to_fp16(model)
+    else:
+        quantized = _to_dynamic_int8(model, out)
+        if variant.scheme == "int8_static":
+            if not calibration:
+                raise QuantizeError("static int8 needs calibration messages", "give --data, or use int8_dynamic")
+            quantized = _with_static_scales(model, quantized, _batches(Encoder(source), calibration), out)
+    quantized.producer_name = "deploykit"
+    onnx.save(quantized, out / "model.onnx")
+    report = _count(quantized, variant, (out / "model.onnx").stat().st_size)
+    if variant.scheme != "fp16" and not report.products:
+        raise QuantizeError(
+            f"{path} has no matrix product that could be quantized",
+            "export it with `deploykit export`, whose graphs the quantizer knows",
+        )
+    return report
+
+
+def _to_dynamic_int8(model: onnx.ModelProto, scratch_parent: Path) -> onnx.ModelProto:
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    logging.getLogger().setLevel(max(logging.getLogger().level, logging.ERROR))  # it advises pre-processing, done here
+    with tempfile.TemporaryDirectory(dir=scratch_parent) as scratch:
+        before, after = Path(scratch) / "before.onnx", Path(scratch) / "after.onnx"
+        onnx.save(model, before)
+        quantize_dynamic(
+            before,
+            after,
+            per_channel=True,
+            weight_type=QuantType.QInt8,
+            extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},
+        )
+        return onnx.load(after)
+
+
+def _with_static_scales(
+    model: onnx.ModelProto,
+    dynamic: onnx.ModelProto,
+    batches: Iterable[Mapping[str, NDArray[np.int64]]],
+    scratch_parent: Path,
+) -> onnx.ModelProto:
+    """The dynamic graph with each `DynamicQuantizeLinear` replaced by `QuantizeLinear` at a calibrated scale."""
+    static = onnx.ModelProto()
+    static.CopyFrom(dynamic)
+    graph = static.graph
+    measured = [node.input[0] for node in graph.node if node.op_type == "DynamicQuantizeLinear"]
+    ranges = _ranges(model, measured, batches, scratch_parent)
+    for node in [node for node in graph.node if node.op_type == "DynamicQuantizeLinear"]:
+        low, high = (min(ranges[node.input[0]][0], 0.0), max(ranges[node.input[0]][1], 0.0))
+        scale = (high - low) / 255 or 1.0
+        zero_point = np.clip(np.rint(-low / scale), 0, 255)
+        graph.initializer.append(numpy_helper.from_array(np.array(scale, np.float32), node.output[1]))
+        graph.initializer.append(numpy_helper.from_array(np.array(zero_point, np.uint8), node.output[2]))
+        position = next(index for index, other in enumerate(graph.node) if other is node)
+        new = helper.make_node("QuantizeLinear", [node.input[0], node.output[1], node.output[2]], [node.output[0]])
+        new.name = node.name
+        graph.node.remove(node)
+        graph.node.insert(position, new)
+    return static
+
+
+def _ranges(
+    model: onnx.ModelProto,
+    values: Sequence[str],
+    batches: Iterable[Mapping[str, NDArray[np.int64]]],
+    scratch_parent: Path,
+) -> dict[str, tuple[float, float]]:
+    """The least and greatest element of each value over the batches, from the float graph; padding left out."""
+    observed = onnx.ModelProto()
+    observed.CopyFrom(model)
+    del observed.graph.output[:]
+    observed.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in dict.fromkeys(values))
+    ranges = {name: (float("inf"), float("-inf")) for name in values}
+    with tempfile.TemporaryDirectory(dir=scratch_parent) as scratch:
+        path = Path(scratch) / "observed.onnx"
+        onnx.save(observed, path)
+        session = open_session(path, device="cpu")
+        inputs = [value.name for value in session.get_inputs()]
+        names = list(ranges)
+        for batch in batches:
+            for name, found in zip(names, session.run(names, {key: batch[key] for key in inputs}), strict=True):
+                low, high = ranges[name]
+                ranges[name] = (min(low, float(found.min())), max(high, float(found.max())))
+    return ranges
+
+
+def _batches(encoder: Encoder, messages: Sequence[str]) -> Iterable[Mapping[str, NDArray[np.int64]]]:
+    """One message a batch: what padding computes would only widen the ranges."""
+    for message in messages:
+        yield encoder.encode([message])
+
+
+def _to_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    # Inputs and outputs keep their types, so clients and parity see the same interface.
+    converted: onnx.ModelProto = convert_float_to_float16(model, keep_io_types=True, disable_shape_infer=True)
+    return converted
+
+
+def _count(model: onnx.ModelProto, variant: Variant, size_bytes: int) -> QuantizeReport:
+    kinds = collections.Counter(node.op_type for node in model.graph.node)
+    large = {tensor.name: tensor.data_type for tensor in model.graph.initializer if len(tensor.dims) == 2}
+    tables = [
+        large[name]
+        for node in model.graph.node
+        if node.op_type in ("Gather", "QEmbedLayerNormalization", "EmbedLayerNormalization")
+        for name in node.input
+        if name in large
+    ]
+    return QuantizeReport(
+        variant=variant.name,
+        products={name: kinds[name] for name in _PRODUCTS if kinds[name]},
+        float_products=sum(kinds[name] for name in ("MatMul", "Gemm", "Attention", "FusedMatMul")),
+        embeddings=bool(tables) and all(kind in (onnx.TensorProto.INT8, onnx.TensorProto.UINT8) for kind in tables),
+        size_bytes=size_bytes,
+    )
+
+
+def scheme_variants(scheme: str, fusions: str) -> tuple[Variant, ...]:
+    """The variants that a recipe's `quantize.scheme` and `quantize.fusions` leave open.
+
+    Args:
+        scheme: `int8`, `int8_dynamic`, `int8_static` or `fp16`.
+        fusions: `auto`, `all` or `none`.
+    """
+    if scheme == "fp16":
+        return (Variant("fp16", "plain" if fusions == "none" else "fused"),)
+    graphs: dict[str, Any] = {"all": ("fused",), "none": ("plain",)}
+    open_graphs = graphs.get(fusions, ("fused", "split", "plain"))
+    schemes = ("int8_dynamic", "int8_static") if scheme == "int8" else (scheme,)
+    return tuple(v for v in INT8_VARIANTS if v.scheme in schemes and v.graph in open_graphs)

@@ -1,0 +1,1 @@
+"""Labelled messages: reading, checking, splitting."""

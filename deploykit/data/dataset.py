@@ -1,0 +1,63 @@
+"""The data section of a recipe, read, split and checked."""
+
+from __future__ import annotations
+
+__all__ = ["LabelledData", "load_data"]
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from deploykit.data.checks import DataReport, check_data, check_table
+from deploykit.data.readers import local_file, read_rows
+from deploykit.data.splits import split_validation
+from deploykit.data.table import Columns, Table
+from deploykit.errors import DataError
+from deploykit.recipe.schema import Data
+
+
+@dataclass(frozen=True)
+class LabelledData:
+    """Messages to train on, to choose on and to certify on, and their labels in the order of the model's outputs."""
+
+    train: Table
+    validation: Table
+    test: Table
+    label_names: tuple[str, ...]
+
+
+def load_data(section: Data, seed: int, base: Path = Path()) -> tuple[LabelledData, DataReport]:
+    """The data that a recipe names, and the report on them.
+
+    A relative file is looked for in `base`, then in the current folder. Where `test` or `validation` is a fraction it
+    is held out of the training rows, each class in its proportion; `test` first. `label_names` is sorted.
+
+    Raises:
+        DataError: the data can't be read or used; names the file and row.
+        MissingDependencyError: a hub data set without the `datasets` extra.
+    """
+    columns = Columns(text=section.text, label=section.label)
+    train = read_rows(_located(section.train, base), columns)
+    label_names = tuple(check_table(train).classes)
+    parts: dict[str, Table] = {}
+    for part, wanted in (("test", section.test), ("validation", section.validation)):
+        if isinstance(wanted, str):
+            parts[part] = read_rows(_located(wanted, base), columns)
+        else:
+            train, parts[part] = _held_out(train, wanted, seed, part)
+    report = check_data(train, parts["validation"], parts["test"], strict=section.strict)
+    return LabelledData(train, parts["validation"], parts["test"], label_names), report
+
+
+def _located(reference: str, base: Path) -> str:
+    path = local_file(reference)
+    return str(base / path) if path is not None and (base / path).exists() else reference
+
+
+def _held_out(train: Table, fraction: float, seed: int, part: str) -> tuple[Table, Table]:
+    kept, held_out = split_validation(train.labels or (), fraction, seed)
+    if len(held_out) == 0:
+        raise DataError(
+            f"{train.source}: {len(train)} rows are too few to hold out {fraction:.0%} of them, each class keeping one",
+            f"add rows, or name a file: -s data.{part}=FILE",
+        )
+    return train.take(kept.tolist()), train.take(held_out.tolist())

@@ -1,0 +1,211 @@
+"""From a data reference (a file, a hub data set, the sample data) to a table."""
+
+from __future__ import annotations
+
+__all__ = ["local_file", "read_rows"]
+
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from deploykit.data.hub import read_hub
+from deploykit.data.table import Columns, RawRow, Table, missing_column, table_from_rows
+from deploykit.errors import DataError
+
+LONGEST_LINE = 2**24  # bytes, and characters of a field: a longer one is a damaged file or a quote left open
+UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+DELIMITERS = {".csv": ",", ".tsv": "\t"}
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
+PARQUET_BATCH_ROWS = 4096
+
+
+def local_file(reference: str) -> Path | None:
+    """The file that a reference names; None for `hub:` and `sample:` references."""
+    return None if reference.startswith(("hub:", "sample:")) else Path(reference)
+
+
+def read_rows(reference: str, columns: Columns) -> Table:
+    """The messages and labels that a reference stands for.
+
+    A reference is a file (.csv and .tsv with a header, .jsonl, .json with one list of objects, .parquet; text is
+    UTF-8), `sample:support/train`, `sample:support/test`, or `hub:DATASET[@CONFIG]:SPLIT`. Labels that are whole
+    numbers or truth values become text.
+
+    Raises:
+        DataError: the reference can't be read, a column is missing, or a row can't be used; names file and row.
+        MissingDependencyError: a hub data set without the `datasets` extra.
+    """
+    path = local_file(reference)
+    if path is None:
+        return read_hub(reference, columns) if reference.startswith("hub:") else _read_sample(reference, columns)
+    try:
+        if path.is_dir():
+            raise DataError(f"{reference}: is a folder, not a data file")
+        match path.suffix.lower():
+            case ".csv" | ".tsv" as suffix:
+                rows = _csv_rows(path, columns, DELIMITERS[suffix])
+                return table_from_rows(reference, "line", columns, rows)
+            case ".jsonl":
+                return table_from_rows(reference, "line", columns, _jsonl_rows(path, columns))
+            case ".json":
+                return table_from_rows(reference, "row", columns, _json_rows(path, columns))
+            case ".parquet":
+                return table_from_rows(reference, "row", columns, _parquet_rows(path, columns))
+            case suffix:
+                raise DataError(f"{reference}: unknown kind of file {suffix!r}", f"known: {', '.join(SUFFIXES)}")
+    except FileNotFoundError as error:
+        hint = "a relative file is looked for beside the recipe, then in the current folder"
+        raise DataError(f"{reference}: no such file", hint) from error
+    except OSError as error:
+        raise DataError(f"{reference}: can't be read: {error.strerror or error}") from error
+
+
+def _read_sample(reference: str, columns: Columns) -> Table:
+    from deploykit.data.sample import support_rows
+
+    match reference.removeprefix("sample:"):
+        case "support/train":
+            found = support_rows("train")
+        case "support/test":
+            found = support_rows("test")
+        case _:
+            raise DataError(f"{reference}: no such sample", "known: sample:support/train, sample:support/test")
+    if error := missing_column(reference, columns, ("text", "label")):
+        raise error
+    rows = ((number, row.text, row.label) for number, row in enumerate(found, start=1))
+    return table_from_rows(reference, "row", columns, rows)
+
+
+def _lines(handle: BinaryIO, source: Path) -> Iterator[tuple[int, str]]:
+    """Numbered lines of UTF-8 text, with their ends; a byte order mark is skipped."""
+    offset = number = 0
+    while raw := handle.readline(LONGEST_LINE + 1):
+        number += 1
+        where = f"{source}: line {number}"
+        if len(raw) > LONGEST_LINE:
+            raise DataError(f"{where}: longer than {LONGEST_LINE} bytes: is this a text file?")
+        if number == 1 and raw.startswith(UTF16_MARKS):
+            raise DataError(f"{where}: the file is UTF-16", "save it as UTF-8")
+        try:
+            text = raw.decode("utf-8")
+        except UnicodeDecodeError as error:
+            said = f"byte 0x{raw[error.start]:02x} at offset {offset + error.start} is not UTF-8"
+            raise DataError(f"{where}: {said}", "save the file as UTF-8") from error
+        if "\0" in text:
+            raise DataError(f"{where}: holds a NUL byte (offset {offset + raw.index(0)})")
+        offset += len(raw)
+        yield number, text.removeprefix("\ufeff") if number == 1 else text
+
+
+def _csv_rows(path: Path, columns: Columns, delimiter: str) -> Iterator[RawRow]:
+    csv.field_size_limit(max(csv.field_size_limit(), LONGEST_LINE))
+    with path.open("rb") as handle:
+        records = _csv_records(
+            csv.reader((text for _, text in _lines(handle, path)), delimiter=delimiter, strict=True), path
+        )
+        line, header = next(records, (1, []))
+        if not header:
+            raise DataError(f"{path}: is empty")
+        where = f"{path}: line {line}"
+        if len(set(header)) != len(header):
+            raise DataError(f"{where}: a column name is given twice: {', '.join(map(repr, header))}")
+        if error := missing_column(where, columns, header):
+            raise error
+        text_at = header.index(columns.text)
+        label_at = None if columns.label is None else header.index(columns.label)
+        for line, record in records:
+            if len(record) != len(header):
+                raise DataError(
+                    f"{path}: line {line}: {len(record)} fields where the header has {len(header)}",
+                    "a field that holds the separator must be quoted",
+                )
+            yield line, record[text_at], None if label_at is None else record[label_at]
+
+
+def _csv_records(reader: Any, path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Records with the line that each begins on; empty lines are skipped."""
+    while True:
+        line = reader.line_num + 1
+        try:
+            record = next(reader, None)
+        except csv.Error as error:
+            raise DataError(f"{path}: line {line}: {_csv_reason(str(error))}") from error
+        if record is None:
+            return
+        if record:
+            yield line, record
+
+
+def _csv_reason(said: str) -> str:
+    if "unexpected end" in said:
+        return "a quoted field that begins in this record is never closed"
+    if "field limit" in said:
+        return f"a field is longer than {LONGEST_LINE} characters: is a quote left open?"
+    if "new-line" in said:
+        return "a carriage return outside quotes"
+    return f"malformed quotes ({said}); a quote within a quoted field is written twice"
+
+
+def _jsonl_rows(path: Path, columns: Columns) -> Iterator[RawRow]:
+    with path.open("rb") as handle:
+        for line, text in _lines(handle, path):
+            if text.strip():
+                where = f"{path}: line {line}"
+                yield line, *_fields(_parsed(text.rstrip(), where), where, columns)
+
+
+def _json_rows(path: Path, columns: Columns) -> Iterator[RawRow]:
+    with path.open("rb") as handle:
+        text = "".join(text for _, text in _lines(handle, path))
+    if not text.strip():
+        raise DataError(f"{path}: is empty")
+    items = _parsed(text, str(path))
+    if not isinstance(items, list):
+        raise DataError(f"{path}: must be one list of objects", "name a file with an object on each line .jsonl")
+    for row, item in enumerate(items, start=1):
+        yield row, *_fields(item, f"{path}: row {row}", columns)
+
+
+def _parsed(text: str, where: str) -> object:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        hint = "a file with an object on each line is named .jsonl" if error.msg == "Extra data" else None
+        place = f"line {error.lineno}, column {error.colno}" if error.lineno > 1 else f"column {error.colno}"
+        raise DataError(f"{where}: not valid JSON: {error.msg} ({place})", hint) from error
+    except RecursionError as error:
+        raise DataError(f"{where}: not usable JSON: nested too deeply") from error
+    except ValueError as error:
+        raise DataError(f"{where}: not usable JSON: {error}") from error
+
+
+def _fields(item: object, where: str, columns: Columns) -> tuple[object, object]:
+    if not isinstance(item, dict):
+        raise DataError(f"{where}: must be an object with the keys {columns.text!r} and {columns.label!r}")
+    if error := missing_column(where, columns, list(item)):
+        raise error
+    return item[columns.text], None if columns.label is None else item[columns.label]
+
+
+def _parquet_rows(path: Path, columns: Columns) -> Iterator[RawRow]:
+    import pyarrow
+    from pyarrow import parquet
+
+    wanted = [name for name in (columns.text, columns.label) if name is not None]
+    row = 0
+    try:
+        with parquet.ParquetFile(path) as file:
+            if error := missing_column(str(path), columns, file.schema_arrow.names):
+                raise error
+            for batch in file.iter_batches(batch_size=PARQUET_BATCH_ROWS, columns=wanted):
+                texts = batch.column(columns.text)
+                labels = [None] * len(texts) if columns.label is None else batch.column(columns.label)
+                for text, label in zip(texts, labels, strict=True):
+                    row += 1
+                    yield row, text.as_py(), None if label is None else label.as_py()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: row {row}: undecodable bytes ({error.reason} at offset {error.start})") from error
+    except pyarrow.ArrowException as error:
+        raise DataError(f"{path}: not a readable Parquet file: {str(error).splitlines()[0]}") from error

@@ -1,0 +1,12 @@
+"""The project's own sample data: labelled customer messages of an online shop, made by a seeded generator.
+
+The desk belongs to a shop for household and leisure goods. Every message has one of 32 intents, or `out_of_scope` when
+it is not that desk's business. Templates, the sentences around them and the entity values differ between train and
+test, so that no model can know the test split by heart.
+"""
+
+from __future__ import annotations
+
+from .rows import OUT_OF_SCOPE, SampleRow, Span, support_rows, write_support_csv
+
+__all__ = ["OUT_OF_SCOPE", "SampleRow", "Span", "support_rows", "write_support_csv"]

@@ -1,0 +1,98 @@
+"""Reads the template files, and expands a template into pieces of text and entity values.
+
+A template is a sentence with choices, `[a|b]`, and slots, `{order}`. Each list exists once for train and once for test.
+"""
+
+from __future__ import annotations
+
+__all__ = ["Piece", "Surroundings", "Topic", "expand", "load_surroundings", "load_topics", "load_values"]
+
+import re
+import tomllib
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from random import Random
+from typing import Any
+
+from .values import Split, Values, pick
+
+Piece = tuple[str, str | None]
+"""Text and its entity type, None for what is no entity."""
+
+_TOPICS = ("orders", "delivery", "returns", "billing", "checkout", "account", "service", "out_of_scope")
+_CHOICE = re.compile(r"\[([^\[\]]*)\]")
+_SLOT = re.compile(r"\{(\w+)\}")
+
+
+@dataclass(frozen=True)
+class Topic:
+    """Intents that share a background.
+
+    Attributes:
+        intents: templates of each intent.
+        calm: intents that nobody is angry about.
+        context: sentences that fit any of the intents and decide none.
+        aside: settled matters of this topic, said beside a request from another one.
+    """
+
+    intents: dict[str, list[str]]
+    calm: frozenset[str]
+    context: list[str]
+    aside: list[str]
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """Openers and closers by register, and sentences that fit everywhere."""
+
+    openers: dict[str, list[str]]
+    closers: dict[str, list[str]]
+    anywhere: list[str]
+
+
+@cache
+def _read(name: str) -> dict[str, Any]:
+    return tomllib.loads(files(__package__).joinpath("templates", f"{name}.toml").read_text(encoding="utf-8"))
+
+
+def load_topics(split: Split) -> dict[str, Topic]:
+    """The topics of a split, by name, in a fixed order."""
+    topics = {}
+    for name in _TOPICS:
+        table = _read(name)
+        topics[name] = Topic(
+            intents={label: lists[split] for label, lists in table["intents"].items()},
+            calm=frozenset(label for label, lists in table["intents"].items() if lists.get("calm", False)),
+            context=table["context"][split],
+            aside=table["aside"][split],
+        )
+    return topics
+
+
+def load_surroundings(split: Split) -> Surroundings:
+    """What can surround a request in this split."""
+    table = dict(_read("around"))
+    anywhere = table.pop("anywhere")[split]
+    return Surroundings(
+        openers={register: lists["openers"][split] for register, lists in table.items()},
+        closers={register: lists["closers"][split] for register, lists in table.items()},
+        anywhere=anywhere,
+    )
+
+
+def load_values(split: Split) -> dict[str, list[str]]:
+    """The listed entity values of a split, by list name."""
+    return {name: lists[split] for name, lists in _read("values").items()}
+
+
+def expand(template: str, rng: Random, values: Values) -> list[Piece]:
+    """Resolve choices at random and slots from `values`."""
+    text = _CHOICE.sub(lambda match: pick(rng, match[1].split("|")), template)
+    pieces: list[Piece] = []
+    for i, part in enumerate(_SLOT.split(text)):
+        if i % 2:
+            pieces.append(values[part])
+        elif part:
+            pieces.append((part, None))
+    return pieces

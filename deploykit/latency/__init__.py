@@ -1,0 +1,1 @@
+"""Latency: measuring apart from judging."""

@@ -1,0 +1,1 @@
+"""Parity: measuring differences and judging them, apart from each other."""

@@ -1,0 +1,176 @@
+"""Confidence bounds for paired drops and for rates."""
+
+from __future__ import annotations
+
+__all__ = [
+    "bootstrap_drop_upper",
+    "clopper_pearson",
+    "clopper_pearson_lower",
+    "clopper_pearson_upper",
+    "normal_quantile",
+    "paired_drop_lower",
+    "paired_drop_upper",
+    "paired_drop_variance",
+]
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deploykit.errors import ParityError
+
+Metric = Callable[[NDArray[Any], NDArray[Any]], float]
+
+
+def paired_drop_upper(b: float, c: float, n: float, confidence: float = 0.95) -> float:
+    """The one-sided upper score bound of drop = (b - c) / n on the same n items.
+
+    The bound is the drop at which Tango's score statistic equals minus the normal quantile (Tango 1998, Statistics in
+    Medicine 17, 891-908, section 4). It does not collapse when b = c = 0, where it is z**2 / (n + z**2). It is
+    asymptotic: a 95 % bound covers 93.4 % at worst where a handful of items change and all for the worse (computed for
+    3,080 items), and about 95 % elsewhere.
+
+    Args:
+        b: items that the reference has right and the candidate wrong. Need not be whole, for planning.
+        c: items that the reference has wrong and the candidate right.
+        n: all items, those that did not change included.
+        confidence: of the one-sided bound, above 0.5 and below 1.
+
+    Returns:
+        A fraction in [-1, 1], never below (b - c) / n.
+
+    Raises:
+        ParityError: n not positive, negative counts, b + c above n, or a confidence out of range.
+    """
+    from scipy.optimize import brentq
+
+    _check_counts(b, c, n)
+    z = normal_quantile(confidence)
+    if b == n:
+        return 1.0
+    if c == n:  # The variance vanishes at the estimate, where a bracketed search would stop.
+        return (z * z - n) / (n + z * z)
+    if b + c == 0:
+        return z * z / (n + z * z)
+    drop = (b - c) / n
+
+    def excess(delta: float) -> float:
+        # The score equation without its division: positive below the bound, negative above it.
+        return drop - delta + z * math.sqrt(paired_drop_variance(b / n, c / n, delta) / n)
+
+    return float(brentq(excess, drop, 1.0, xtol=1e-13))
+
+
+def paired_drop_lower(b: float, c: float, n: float, confidence: float = 0.95) -> float:
+    """The one-sided lower score bound of drop = (b - c) / n; see `paired_drop_upper`, whose mirror image it is."""
+    return -paired_drop_upper(c, b, n, confidence)
+
+
+def paired_drop_variance(b_rate: float, c_rate: float, delta: float) -> float:
+    """The variance of one pair's difference where the true drop is delta, at the likeliest rates that allow it.
+
+    It is 2q + delta * (1 - delta), q the maximum likelihood estimate of the rarer direction's rate under that drop
+    (Tango 1998, section 2). Only the rates matter, so it also says what more items would give.
+    """
+    if delta < 0:
+        b_rate, c_rate, delta = c_rate, b_rate, -delta
+    linear = delta * (2 - b_rate + c_rate) - b_rate - c_rate
+    constant = c_rate * delta * (1 - delta)
+    root = math.sqrt(max(0.0, linear * linear + 8 * constant))
+    # Two forms of one root: each avoids subtracting nearly equal numbers on its side.
+    rarer = (root - linear) / 4 if linear <= 0 else 2 * constant / (root + linear)
+    return max(0.0, 2 * rarer + delta * (1 - delta))
+
+
+def clopper_pearson(k: float, n: float, confidence: float = 0.95) -> tuple[float, float]:
+    """The exact two-sided interval of a rate, k of n (Clopper and Pearson 1934, Biometrika 26, 404-413).
+
+    Raises:
+        ParityError: n not positive, k outside [0, n], or a confidence out of range.
+    """
+    one_sided = (1 + confidence) / 2
+    return clopper_pearson_lower(k, n, one_sided), clopper_pearson_upper(k, n, one_sided)
+
+
+def clopper_pearson_upper(k: float, n: float, confidence: float = 0.95) -> float:
+    """The exact one-sided upper bound of a rate, k of n; 1 - (1 - confidence) ** (1 / n) when k is 0."""
+    from scipy.special import betaincinv
+
+    _check_counts(k, 0, n)
+    _check_confidence(confidence)
+    return 1.0 if k >= n else float(betaincinv(k + 1, n - k, confidence))
+
+
+def clopper_pearson_lower(k: float, n: float, confidence: float = 0.95) -> float:
+    """The exact one-sided lower bound of a rate, k of n."""
+    from scipy.special import betaincinv
+
+    _check_counts(k, 0, n)
+    _check_confidence(confidence)
+    return 0.0 if k <= 0 else float(betaincinv(k, n - k + 1, 1 - confidence))
+
+
+def bootstrap_drop_upper(
+    metric: Metric,
+    reference: NDArray[Any],
+    candidate: NDArray[Any],
+    labels: NDArray[Any],
+    *,
+    confidence: float = 0.95,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> float:
+    """The one-sided upper bound of a metric's drop, by the paired percentile bootstrap.
+
+    Items are drawn with both answers and the label together (Efron and Tibshirani 1993, chapter 13). With few changed
+    answers the bootstrap collapses (with none its bound is 0), so it is for reporting macro F1 and the like;
+    `paired_drop_upper` is what accuracy is judged by.
+
+    Args:
+        metric: called as metric(answers, labels) on resampled arrays; higher is better.
+        reference: answers, first axis the items.
+        candidate: answers to the same items.
+        labels: what is right, for the same items.
+        confidence: of the one-sided bound.
+        resamples: how many times to draw.
+        seed: equal seeds give equal bounds.
+
+    Raises:
+        ParityError: no items, unequal lengths, a confidence out of range, or a metric that is not finite.
+    """
+    _check_confidence(confidence)
+    n = len(labels)
+    if not n or len(reference) != n or len(candidate) != n:
+        raise ParityError(f"bootstrap over {len(reference)} and {len(candidate)} answers and {n} labels")
+    generator = np.random.default_rng(seed)
+    drops = np.empty(resamples)
+    for draw in range(resamples):
+        chosen = generator.integers(0, n, n)
+        truth = labels[chosen]
+        drops[draw] = metric(reference[chosen], truth) - metric(candidate[chosen], truth)
+    if not np.isfinite(drops).all():
+        raise ParityError("the metric was not finite on a resample", "use a metric that is defined on any subset")
+    return float(np.quantile(drops, confidence))
+
+
+def normal_quantile(confidence: float) -> float:
+    """The standard normal quantile of a one-sided confidence: 1.645 for 0.95."""
+    from scipy.special import ndtri
+
+    _check_confidence(confidence)
+    return float(ndtri(confidence))
+
+
+def _check_confidence(confidence: float) -> None:
+    if not 0.5 < confidence < 1:
+        raise ParityError(f"confidence {confidence} is not between 0.5 and 1", "0.95 is the usual choice")
+
+
+def _check_counts(b: float, c: float, n: float) -> None:
+    if not n > 0:
+        raise ParityError(f"a bound over {n} items", "give at least one item")
+    if not (b >= 0 and c >= 0 and b + c <= n):
+        raise ParityError(f"counts {b} and {c} don't fit into {n} items")

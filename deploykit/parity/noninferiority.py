@@ -1,0 +1,109 @@
+"""Whether a candidate's share of right answers fell by less than a margin."""
+
+from __future__ import annotations
+
+__all__ = ["discordant_counts", "items_needed", "judge_drop"]
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deploykit.errors import ParityError
+from deploykit.parity.intervals import normal_quantile, paired_drop_lower, paired_drop_upper, paired_drop_variance
+from deploykit.parity.verdict import Outcome, Verdict, about, paired_count
+
+
+def judge_drop(
+    reference_correct: NDArray[np.bool_],
+    candidate_correct: NDArray[np.bool_],
+    margin: float,
+    confidence: float = 0.95,
+    *,
+    metric: str = "accuracy",
+) -> Verdict:
+    """Judge the drop of a share of right answers on the same items, as a non-inferiority test.
+
+    pass when the upper score bound of the drop is below the margin; fail when the lower one is above it; otherwise
+    inconclusive, with the number of items that would do at the rates seen. No significant difference is not parity.
+
+    Args:
+        reference_correct: bool [n], whether the reference has the item right.
+        candidate_correct: bool [n], the same for the candidate, in the same order.
+        margin: the drop that is too much, a fraction in [0, 1).
+        confidence: of each one-sided bound.
+        metric: what the share is called.
+
+    Raises:
+        ParityError: no items, unequal lengths, arrays that are not bool [n], or a margin or confidence out of range.
+    """
+    if not 0 <= margin < 1:
+        raise ParityError(f"margin {margin} is not a fraction in [0, 1)", "one point is 0.01")
+    b, c, n = discordant_counts(reference_correct, candidate_correct)
+    drop = (b - c) / n
+    upper = paired_drop_upper(b, c, n, confidence)
+    lower = paired_drop_lower(b, c, n, confidence)
+    outcome: Outcome = "pass" if upper < margin else "fail" if lower > margin else "inconclusive"
+    return Verdict(
+        check=f"{metric} drop",
+        outcome=outcome,
+        figure=drop,
+        bound=upper,
+        limit=margin,
+        n=n,
+        unit="fraction",
+        next_step=_next_step(outcome, drop, margin, n, items_needed(b, c, n, margin, confidence)),
+        details=(
+            f"{b} right to wrong, {c} wrong to right of {n}",
+            f"one-sided {100 * confidence:g} % bounds of the drop: {_points(lower)} and {_points(upper)}",
+        ),
+    )
+
+
+def discordant_counts(
+    reference_correct: NDArray[np.bool_], candidate_correct: NDArray[np.bool_]
+) -> tuple[int, int, int]:
+    """Right to wrong (b), wrong to right (c) and all items (n).
+
+    Raises:
+        ParityError: no items, unequal lengths, or arrays that are not bool [n].
+    """
+    n = paired_count("right answers", reference_correct, candidate_correct)
+    for side, correct in (("reference", reference_correct), ("candidate", candidate_correct)):
+        if correct.dtype != np.bool_ or correct.ndim != 1:
+            raise ParityError(f"{side}: right answers are {correct.dtype} {list(correct.shape)}, not bool [n]")
+    b = int(np.count_nonzero(reference_correct & ~candidate_correct))
+    c = int(np.count_nonzero(~reference_correct & candidate_correct))
+    return b, c, n
+
+
+def items_needed(b: int, c: int, n: int, margin: float, confidence: float = 0.95) -> int | None:
+    """How many items would pass at the rates seen; None when the drop is not below the margin, so that none would.
+
+    The score statistic at the margin grows with the square root of n while the rates stay (`paired_drop_variance`).
+    """
+    drop = (b - c) / n
+    if drop >= margin:
+        return None
+    z = normal_quantile(confidence)
+    return math.floor(z * z * paired_drop_variance(b / n, c / n, margin) / (margin - drop) ** 2) + 1
+
+
+def _next_step(outcome: Outcome, drop: float, margin: float, n: int, needed: int | None) -> str:
+    if outcome == "pass":
+        return ""
+    if outcome == "fail":
+        return "Compress less, distil longer, or keep the layers that changed most in float."
+    if needed is None:
+        return (
+            f"The drop seen, {_points(drop)}, is not below the margin of {_points(margin)}: "
+            "no number of items will pass it unless the true drop is smaller. Improve the model."
+        )
+    return (
+        f"Needs about {about(needed)} items at these rates, {about(needed - n)} more: "
+        "add labelled test messages, or accept a wider margin."
+    )
+
+
+def _points(fraction: float) -> str:
+    return f"{100 * fraction:.2f} points"

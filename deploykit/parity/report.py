@@ -1,0 +1,273 @@
+"""The parity report: one comparison's figures, checks and changed samples, as a file can hold them."""
+
+from __future__ import annotations
+
+__all__ = ["ChangedSample", "MacroF1", "ParityReport", "Predictions", "build_report"]
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from deploykit.errors import ParityError
+from deploykit.parity.classification import class_codes, macro_f1
+from deploykit.parity.fidelity import Fidelity, TensorFigures, compare_outputs
+from deploykit.parity.flips import ClassChange, Flips, count_flips, judge_flips
+from deploykit.parity.intervals import bootstrap_drop_upper, paired_drop_upper
+from deploykit.parity.noninferiority import discordant_counts, judge_drop
+from deploykit.parity.verdict import Outcome, Verdict, overall, paired_count
+from deploykit.runners.base import Outputs
+
+_CHANGED_SAMPLES = 50
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What one model said about the messages.
+
+    Attributes:
+        answers: [n], what a client would be told.
+        correct: bool [n], which of them are right, as the task judges it; None where the data has no labels.
+        outputs: the arrays behind the answers, where at hand.
+    """
+
+    answers: Sequence[Hashable]
+    correct: NDArray[np.bool_] | None = None
+    outputs: Outputs | None = None
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ChangedSample(_Model):
+    """A message that is answered otherwise now."""
+
+    index: int = Field(ge=0, description="position in the data, from 0")
+    text: str
+    reference: str = Field(description="the reference's answer")
+    candidate: str = Field(description="the candidate's answer")
+    label: str | None = Field(description="the right answer, where known")
+
+
+class MacroF1(_Model):
+    """Macro F1 of both, and its drop: reported, not judged."""
+
+    reference: float
+    candidate: float
+    drop: float
+    drop_upper: float = Field(description="one-sided upper bound by the paired bootstrap")
+
+
+class ParityReport(_Model):
+    """Whether a candidate still answers like its reference. Metrics, drops and rates are fractions."""
+
+    schema_version: Literal[1] = 1
+    verdict: Outcome
+    unchecked: tuple[str, ...] = Field(description="what was not judged, and why")
+    n: int = Field(ge=1, description="messages compared")
+    metric: str
+    reference: float | None = Field(description="the reference's metric; null without labels")
+    candidate: float | None
+    drop: float | None
+    drop_upper: float | None = Field(description="one-sided score bound of the drop")
+    confidence: float
+    discordant: int | None = Field(description="b + c")
+    b: int | None = Field(description="right to wrong")
+    c: int | None = Field(description="wrong to right")
+    flips: int = Field(description="changed answers, right or not")
+    flips_upper: float = Field(description="one-sided Clopper-Pearson bound of the rate of changed answers")
+    classes: tuple[ClassChange, ...] = Field(description="by label, or by the reference's answer without labels")
+    worst_class: ClassChange | None = Field(description="the class with the candidate's lowest recall")
+    macro_f1: MacroF1 | None
+    tensors: tuple[TensorFigures, ...] = Field(description="differences of the outputs")
+    checks: tuple[Verdict, ...]
+    changed: tuple[ChangedSample, ...] = Field(max_length=_CHANGED_SAMPLES, description="worst first")
+    instruction_set: str = Field(description="what the verdict holds on: int8 kernels differ elsewhere")
+    served: bool = Field(description="whether the candidate answered through a server, from raw text")
+
+    @model_validator(mode="after")
+    def _verdict_follows_from_checks(self) -> Self:
+        if self.verdict != overall(self.checks):
+            raise ValueError(f"the verdict {self.verdict!r} is not what the checks give")
+        return self
+
+    @property
+    def statement(self) -> str:
+        """The verdict in words, with what it does not cover."""
+        notes = [*self.unchecked, *([] if self.served else ["not served"])]
+        return self.verdict + (f" ({'; '.join(notes)})" if notes else "")
+
+
+def build_report(
+    reference: Predictions,
+    candidate: Predictions,
+    texts: Sequence[str],
+    *,
+    instruction_set: str,
+    served: bool,
+    labels: Sequence[Hashable] | None = None,
+    metric: str = "accuracy",
+    margin: float | None = None,
+    max_flips: float | None = None,
+    tolerance: float | None = None,
+    confidence: float = 0.95,
+    checks: Sequence[Verdict] = (),
+) -> ParityReport:
+    """Compare two models' predictions on the same messages and judge them.
+
+    Args:
+        reference: what the model to live up to said.
+        candidate: what the model on trial said.
+        texts: the messages, or how else the items are shown.
+        instruction_set: of the machine the candidate ran on.
+        served: whether the candidate answered through a server.
+        labels: the right classes [n], for recall by class and macro F1; leave out where an answer is not one class.
+        metric: what the share of right answers is called.
+        margin: the drop of the metric that is too much; judged where both sides have `correct`.
+        max_flips: the rate of changed answers that passes; None reports it only.
+        tolerance: for the outputs, where both sides have them (see `compare_outputs`); None judges form and NaN only.
+        confidence: of every one-sided bound.
+        checks: verdicts made elsewhere on the same models (labels, tokenizer, identity).
+
+    Raises:
+        ParityError: nothing to compare, nothing that judges the answers (no labels, flip limit or tolerance), sides of
+            unequal length, or `correct` or outputs on one side only.
+    """
+    n = paired_count("answers", reference.answers, candidate.answers)
+    paired_count("texts and answers", texts, reference.answers)
+    correct = _correct(reference, candidate, labels, n)
+    fidelity = _fidelity(reference, candidate, tolerance, n)
+    flips = count_flips(
+        reference.answers,
+        candidate.answers,
+        labels=labels,
+        severity=None if fidelity is None else fidelity.by_sample,
+        confidence=confidence,
+    )
+    judged = _judge(
+        reference,
+        candidate,
+        correct=correct,
+        metric=metric,
+        margin=margin,
+        max_flips=max_flips,
+        confidence=confidence,
+    )
+    if not judged and tolerance is None:
+        raise ParityError(
+            "nothing judges the answers: no margin with labels, no flip limit, no tolerance",
+            "label the data, or set a limit for changed answers",
+        )
+    verdicts = (*checks, *(() if fidelity is None else (fidelity.verdict,)), *judged)
+    b, c = (None, None) if correct is None else discordant_counts(*correct)[:2]
+    return ParityReport(
+        verdict=overall(verdicts),
+        unchecked=_unchecked(correct is not None, margin, metric),
+        n=n,
+        metric=metric,
+        reference=None if correct is None else float(correct[0].mean()),
+        candidate=None if correct is None else float(correct[1].mean()),
+        drop=None if b is None or c is None else (b - c) / n,
+        drop_upper=None if b is None or c is None else paired_drop_upper(b, c, n, confidence),
+        confidence=confidence,
+        discordant=None if b is None or c is None else b + c,
+        b=b,
+        c=c,
+        flips=flips.count,
+        flips_upper=flips.rate_upper,
+        classes=flips.classes,
+        worst_class=flips.worst_class,
+        macro_f1=None if labels is None else _macro_f1(reference.answers, candidate.answers, labels, confidence),
+        tensors=() if fidelity is None else fidelity.tensors,
+        checks=verdicts,
+        changed=_changed_samples(flips, texts, reference, candidate, labels),
+        instruction_set=instruction_set,
+        served=served,
+    )
+
+
+def _correct(
+    reference: Predictions, candidate: Predictions, labels: Sequence[Hashable] | None, n: int
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]] | None:
+    if reference.correct is None and candidate.correct is None:
+        if labels is not None:
+            raise ParityError("labels without `correct`", "let the task say which answers are right")
+        return None
+    if reference.correct is None or candidate.correct is None:
+        raise ParityError("only one side says which answers are right", "judge both against the same labels")
+    if len(reference.correct) != n or len(candidate.correct) != n:
+        raise ParityError(f"{len(reference.correct)} and {len(candidate.correct)} judged answers of {n}")
+    return reference.correct, candidate.correct
+
+
+def _fidelity(reference: Predictions, candidate: Predictions, tolerance: float | None, n: int) -> Fidelity | None:
+    if reference.outputs is None and candidate.outputs is None:
+        if tolerance is not None:
+            raise ParityError("a tolerance, but no outputs to hold it against", "pass the outputs of both")
+        return None
+    if reference.outputs is None or candidate.outputs is None:
+        raise ParityError("outputs of one side only", "pass the outputs of both, or neither")
+    fidelity = compare_outputs(reference.outputs, candidate.outputs, tolerance)
+    if fidelity.verdict.n != n:
+        raise ParityError(f"outputs of {fidelity.verdict.n} samples for {n} answers")
+    return fidelity
+
+
+def _judge(
+    reference: Predictions,
+    candidate: Predictions,
+    *,
+    correct: tuple[NDArray[np.bool_], NDArray[np.bool_]] | None,
+    metric: str,
+    margin: float | None,
+    max_flips: float | None,
+    confidence: float,
+) -> list[Verdict]:
+    judged = []
+    if correct is not None and margin is not None:
+        judged.append(judge_drop(*correct, margin, confidence, metric=metric))
+    if max_flips is not None:
+        judged.append(judge_flips(reference.answers, candidate.answers, max_flips, confidence))
+    return judged
+
+
+def _unchecked(labelled: bool, margin: float | None, metric: str) -> tuple[str, ...]:
+    if not labelled:
+        return (f"{metric} not checked: the data has no labels",)
+    return () if margin is not None else (f"{metric} not checked: no margin given",)
+
+
+def _macro_f1(
+    reference: Sequence[Hashable], candidate: Sequence[Hashable], labels: Sequence[Hashable], confidence: float
+) -> MacroF1:
+    before, after, truth = class_codes(reference, candidate, labels)
+    figures = macro_f1(before, truth), macro_f1(after, truth)
+    return MacroF1(
+        reference=figures[0],
+        candidate=figures[1],
+        drop=figures[0] - figures[1],
+        drop_upper=bootstrap_drop_upper(macro_f1, before, after, truth, confidence=confidence),
+    )
+
+
+def _changed_samples(
+    flips: Flips,
+    texts: Sequence[str],
+    reference: Predictions,
+    candidate: Predictions,
+    labels: Sequence[Hashable] | None,
+) -> tuple[ChangedSample, ...]:
+    return tuple(
+        ChangedSample(
+            index=item,
+            text=texts[item],
+            reference=str(reference.answers[item]),
+            candidate=str(candidate.answers[item]),
+            label=None if labels is None else str(labels[item]),
+        )
+        for item in flips.changed[:_CHANGED_SAMPLES]
+    )

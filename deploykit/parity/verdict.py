@@ -1,0 +1,92 @@
+"""What a check concludes, and how conclusions combine."""
+
+from __future__ import annotations
+
+__all__ = ["Outcome", "Verdict", "about", "overall", "paired_count"]
+
+import math
+from collections.abc import Iterable, Sized
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from deploykit.errors import ParityError
+
+Outcome = Literal["pass", "fail", "inconclusive"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The conclusion of one check, with what it rests on.
+
+    Attributes:
+        check: what was checked, as a report names it.
+        outcome: `inconclusive` means that n is too small to tell.
+        figure: what was observed, in `unit`; None when there is no number (a missing output, NaN).
+        bound: the confidence bound of the figure that was held against the limit; None for a check that is exact.
+        limit: the most that passes, in `unit`.
+        n: items compared, at least 1.
+        unit: of figure, bound and limit: `fraction`, `items`, `absolute difference`.
+        next_step: what to do about it, in words; empty on a pass.
+        details: the evidence, a line each.
+
+    Raises:
+        ParityError: n below 1, a figure, bound or limit that is not finite, or a pass without a figure:
+            a comparison of nothing, or of NaN, never becomes a verdict.
+    """
+
+    check: str
+    outcome: Outcome
+    figure: float | None
+    bound: float | None
+    limit: float | None
+    n: int
+    unit: str
+    next_step: str = ""
+    details: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.outcome not in get_args(Outcome):
+            raise ParityError(f"{self.check}: {self.outcome!r} is not an outcome")
+        if self.n < 1:
+            raise ParityError(f"{self.check}: nothing was compared", "give at least one item")
+        for name, value in (("figure", self.figure), ("bound", self.bound), ("limit", self.limit)):
+            if value is not None and not math.isfinite(value):
+                raise ParityError(f"{self.check}: the {name} is {value}, so there is no verdict")
+        if self.outcome == "pass" and self.figure is None:
+            raise ParityError(f"{self.check}: a pass needs a figure")
+
+
+def overall(verdicts: Iterable[Verdict]) -> Outcome:
+    """The outcome of all checks together: fail before inconclusive before pass.
+
+    Raises:
+        ParityError: there are no verdicts: a comparison of nothing is an error, never a pass.
+    """
+    outcomes = {verdict.outcome for verdict in verdicts}
+    if not outcomes:
+        raise ParityError("nothing was checked, so there is no verdict", "give a margin, a flip limit or a tolerance")
+    if "fail" in outcomes:
+        return "fail"
+    return "inconclusive" if "inconclusive" in outcomes else "pass"
+
+
+def paired_count(what: str, reference: Sized, candidate: Sized) -> int:
+    """How many pairs there are, where both sides must have as many and at least one.
+
+    Raises:
+        ParityError: no items, or more on one side than on the other.
+    """
+    if len(reference) != len(candidate):
+        raise ParityError(
+            f"{what}: {len(reference)} of the reference against {len(candidate)} of the candidate",
+            "run both over the same messages, in the same order",
+        )
+    if not len(reference):
+        raise ParityError(f"{what}: nothing to compare", "give at least one message")
+    return len(reference)
+
+
+def about(count: int) -> str:
+    """A whole number rounded up to two digits, which is all that an extrapolated n is worth: "3,100"."""
+    step = 10 ** max(0, len(str(count)) - 2)
+    return f"{math.ceil(count / step) * step:,}"

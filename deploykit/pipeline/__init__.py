@@ -1,0 +1,1 @@
+"""The whole path: planning it, and running what is planned."""

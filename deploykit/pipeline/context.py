@@ -1,0 +1,59 @@
+"""What every stage of a run is given."""
+
+from __future__ import annotations
+
+__all__ = ["Context", "data_from_artifact"]
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from deploykit.artifacts.store import Artifact, Store
+from deploykit.data.dataset import LabelledData
+from deploykit.data.table import Table
+from deploykit.events import Listener
+from deploykit.pipeline.plan import Plan
+from deploykit.recipe import Recipe
+from deploykit.tasks import Task, find_task
+
+
+@dataclass
+class Context:
+    """A run: its recipe and plan, where it keeps things, and the artefacts that it has so far."""
+
+    recipe: Recipe
+    base: Path
+    plan: Plan
+    store: Store
+    listener: Listener
+    artifacts: dict[str, Artifact] = field(default_factory=dict)
+
+    @property
+    def task(self) -> Task:
+        """The recipe's task."""
+        return find_task(self.recipe.task)
+
+    def folder(self, stage: str) -> Path:
+        """The output folder of a finished stage."""
+        return self.artifacts[stage].path
+
+    def info(self, stage: str) -> Mapping[str, object]:
+        """What a finished stage noted in its manifest."""
+        return self.artifacts[stage].manifest.info
+
+    def data(self) -> LabelledData:
+        """The data of the data stage."""
+        return data_from_artifact(self.folder("data"))
+
+
+def data_from_artifact(folder: Path) -> LabelledData:
+    """The data that the data stage wrote."""
+    labels = tuple(json.loads((folder / "labels.json").read_text(encoding="utf-8")))
+    train, validation, test = (_table(folder / f"{part}.json") for part in ("train", "validation", "test"))
+    return LabelledData(train, validation, test, labels)
+
+
+def _table(path: Path) -> Table:
+    value = json.loads(path.read_text(encoding="utf-8"))
+    return Table(value["source"], tuple(value["texts"]), tuple(value["labels"]), tuple(value["rows"]), value["unit"])

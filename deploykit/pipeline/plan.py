@@ -1,0 +1,144 @@
+"""What a recipe comes to: the stages, each with the key of what it will make. Pure, and imports nothing heavy."""
+
+from __future__ import annotations
+
+__all__ = ["STAGES", "Plan", "Stage", "Step", "make_plan"]
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Final, Literal, get_args
+
+from pydantic import JsonValue
+
+from deploykit.artifacts.digest import digest_json
+from deploykit.data.identity import data_identity
+from deploykit.machine import instruction_set, usable_cores
+from deploykit.recipe import Recipe
+from deploykit.runners.checkpoint import resolve_model
+
+Stage = Literal["data", "finetune", "export", "quantize", "package", "parity", "latency", "publish"]
+STAGES: Final[tuple[Stage, ...]] = get_args(Stage)
+
+_VERSION: Final[Mapping[Stage, int]] = {
+    "data": 1, "finetune": 1, "export": 1, "quantize": 1, "package": 1, "parity": 1, "latency": 1, "publish": 1,
+}  # fmt: skip
+"""Of each stage's code: raised when it makes something else of the same input, so that older artefacts are not used."""
+
+_PACKAGES: Final[Mapping[Stage, tuple[str, ...]]] = {
+    "data": (),
+    "finetune": ("torch", "transformers", "accelerate"),
+    "export": ("torch", "transformers", "onnx", "onnxscript", "onnxruntime"),
+    "quantize": ("onnx", "onnxruntime"),
+    "package": ("deploykit", "tokenizers"),
+    "parity": ("torch", "transformers", "onnxruntime", "tokenizers"),
+    "latency": (),
+    "publish": (),
+}
+"""The packages whose versions matter to what a stage makes."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One stage of a plan.
+
+    Attributes:
+        stage: which.
+        key: the digest of everything that decides what it makes; None for a stage that is done every time.
+        parents: the keys of the artefacts that it reads, by stage.
+        settings: the settings that it reads.
+        versions: of the packages that matter.
+    """
+
+    stage: Stage
+    key: str | None
+    parents: Mapping[str, str]
+    settings: Mapping[str, JsonValue]
+    versions: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All steps of a recipe, in order."""
+
+    recipe: Recipe
+    steps: tuple[Step, ...]
+
+    def step(self, stage: Stage) -> Step:
+        """The step of a stage."""
+        return next(step for step in self.steps if step.stage == stage)
+
+
+def make_plan(recipe: Recipe, base: Path) -> Plan:
+    """The plan of a recipe.
+
+    Args:
+        recipe: the checked recipe.
+        base: the folder that its relative paths start from.
+
+    Raises:
+        DataError: a data file is not there.
+        ModelError: the model is not there.
+    """
+    dump = recipe.model_dump(mode="json")
+    data = dump["data"]
+    files = {
+        part: data_identity(data[part], base) for part in ("train", "test", "validation") if isinstance(data[part], str)
+    }
+    machine: dict[str, JsonValue] = {"instruction_set": instruction_set(), "cores": usable_cores()}
+    model = resolve_model(recipe.model, base).identity
+    task: dict[str, JsonValue] = {"task": recipe.task}
+    settings: dict[Stage, dict[str, JsonValue]] = {
+        "data": {
+            "columns": [data["text"], data["label"]],
+            "strict": data["strict"],
+            "files": dict(files),
+            "seed": recipe.seed,
+        }
+        | {part: data[part] for part in ("test", "validation") if part not in files},
+        "finetune": task
+        | {"model": model, "seed": recipe.seed, "trust_pickle": recipe.trust_pickle}
+        | dump["finetune"],
+        "export": task | dump["export"],
+        "quantize": task | dump["quantize"] | {"max_drop": recipe.goal.max_drop, "machine": machine},
+        "package": task | dump["package"] | {"name": recipe.name},
+        "parity": task
+        | {"max_drop": recipe.goal.max_drop, "confidence": recipe.goal.confidence}
+        | {"machine": machine, "engine": recipe.serve.engine},
+        "latency": dump["latency"],
+        "publish": {},
+    }
+    parents: dict[Stage, tuple[Stage, ...]] = {
+        "data": (),
+        "finetune": ("data",),
+        "export": ("finetune",),
+        "quantize": ("export", "data"),
+        "package": ("quantize", "data"),
+        "parity": ("package", "export", "finetune", "data"),
+        "latency": (),
+        "publish": (),
+    }
+    keys: dict[str, JsonValue] = {}
+    steps = []
+    for stage in STAGES:
+        versions: dict[str, JsonValue] = {name: _installed(name) for name in _PACKAGES[stage]}
+        above: dict[str, JsonValue] = {name: keys[name] for name in parents[stage]}
+        key = None
+        if stage not in ("latency", "publish"):
+            key = keys[stage] = digest_json([stage, _VERSION[stage], settings[stage], above, versions])
+        steps.append(Step(stage, key, _texts(above), settings[stage], _texts(versions)))
+    return Plan(recipe, tuple(steps))
+
+
+def _installed(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        if package == "onnxruntime":  # the GPU build is another distribution of the same library
+            return _installed("onnxruntime-gpu")
+        return "absent"
+
+
+def _texts(values: Mapping[str, JsonValue]) -> dict[str, str]:
+    return {name: str(value) for name, value in values.items()}

@@ -1,0 +1,305 @@
+"""The proof that a package answers like the PyTorch model: in process, then through a running server."""
+
+from __future__ import annotations
+
+__all__ = ["ModelOutputs", "compare_models", "judge_forms", "prove", "serving_engine"]
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deploykit.artifacts.store import Draft
+from deploykit.events import Listener, Progress, Warn, ignore
+from deploykit.machine import instruction_set
+from deploykit.parity.fidelity import TOLERANCES, compare_outputs, judge_labels, judge_tokenizer
+from deploykit.parity.flips import judge_flips
+from deploykit.parity.identity import compare_answers
+from deploykit.parity.report import ParityReport, Predictions, build_report
+from deploykit.parity.verdict import Verdict
+from deploykit.pipeline.context import Context
+from deploykit.runners import Target, infer_all, open_runner
+from deploykit.runners.tokenize import Encoder
+from deploykit.tasks import Task
+from deploykit.triton.package import labels_from_folder
+
+CLIENTS = 16
+"""Clients at a time when answers are checked under load."""
+_BATCH = 32
+
+
+@dataclass(frozen=True)
+class ModelOutputs:
+    """What one model gave for all messages.
+
+    Attributes:
+        outputs: named arrays [messages, ...].
+        answers: the best label of each.
+    """
+
+    outputs: dict[str, NDArray[Any]]
+    answers: tuple[str, ...]
+
+    def predictions(self, task: Task, targets: NDArray[Any] | None, *, with_outputs: bool = False) -> Predictions:
+        """As a parity report takes them; right where the *named* answer is the target's."""
+        correct = None if targets is None else task.correct(self.outputs, targets)
+        logits = {task.output: self.outputs[task.output]} if with_outputs else None
+        return Predictions(self.answers, correct, logits)
+
+
+def prove(context: Context, draft: Draft) -> str:
+    """Prove or refute the staged package on the test split; writes `parity.json` and the outputs behind it.
+
+    Four comparisons: the float32 ONNX against PyTorch, number by number, in padded batches; the served model against
+    the same file in process, message by message, over gRPC and HTTP; answers under load against answers given singly;
+    and the served answers against PyTorch's at the task, which is the verdict on the drop.
+    """
+    task, data, goal, listener = context.task, context.data(), context.recipe.goal, context.listener
+    texts = list(data.test.texts)
+    targets = task.targets(data.test.labels or (), data.label_names)
+    finetuned, exported, shipped = (context.folder(stage) for stage in ("finetune", "export", "quantize"))
+    engine = serving_engine(context.recipe.serve.engine, listener)
+    total = (6 if engine else 3) * len(texts)
+    steps = _Steps("parity", total, listener)
+
+    batches = [list(range(start, min(start + _BATCH, len(texts)))) for start in range(0, len(texts), _BATCH)]
+    singles = [[index] for index in range(len(texts))]
+    labels = labels_from_folder(finetuned)
+    reference = run_target(Target("torch", str(finetuned), task=task.name), texts, task, labels, batches, steps)
+    fp32 = run_target(Target("onnxruntime", str(exported), task=task.name), texts, task, labels, batches, steps)
+    in_process = run_target(
+        Target("onnxruntime", str(shipped), task=task.name, threads=context.recipe.package.threads),
+        texts, task, labels, singles, steps,
+    )  # fmt: skip
+    checks = [
+        *judge_forms(finetuned, shipped, texts),
+        _fidelity(reference, fp32, task),
+    ]
+    final = in_process
+    served_info: dict[str, Any] = {}
+    if engine:
+        with _serving(context, engine) as urls:
+            final, served_checks, served_info = _check_served(
+                urls, context.recipe.name, texts, task, in_process, steps, goal.confidence, goal.max_drop
+            )
+            checks += served_checks
+    report = build_report(
+        reference.predictions(task, targets),
+        final.predictions(task, targets),
+        texts,
+        instruction_set=instruction_set(),
+        served=engine is not None,
+        labels=data.test.labels,
+        metric=task.metric,
+        margin=goal.max_drop,
+        confidence=goal.confidence,
+        checks=checks,
+    )
+    (draft.path / "parity.json").write_text(report.model_dump_json(indent=1), encoding="utf-8")
+    fp32_metric = task.metrics(fp32.outputs, targets)[task.metric]
+    draft.info.update({"verdict": report.verdict, "fp32_onnx": float(fp32_metric), "engine": engine, **served_info})
+    upper = "" if report.drop_upper is None else f", drop at most {report.drop_upper:.2%}"
+    return f"{report.statement}{upper}"
+
+
+def serving_engine(asked: str, listener: Listener = ignore) -> str | None:
+    """The engine to prove on: what was asked, `embedded` for `auto` where it runs, None for no server."""
+    from deploykit.triton.embedded import unsupported_reason
+
+    if asked == "none":
+        return None
+    if asked != "auto":
+        return asked
+    reason = unsupported_reason()
+    if reason is None:
+        return "embedded"
+    listener(Warn(f"no embedded Triton here ({reason}): proved in process only, not served"))
+    return None
+
+
+def run_target(
+    target: Target,
+    texts: Sequence[str],
+    task: Task,
+    labels: Sequence[str],
+    batches: Sequence[Sequence[int]],
+    steps: _Steps | None = None,
+) -> ModelOutputs:
+    """What a target gives for all texts, run in the given batches of indices."""
+    with open_runner(target) as runner:
+        watched = (steps.count(batch) for batch in batches) if steps else batches
+        outputs = infer_all(runner, texts, watched)
+    return _named(outputs, task, labels)
+
+
+def _named(outputs: dict[str, NDArray[Any]], task: Task, labels: Sequence[str]) -> ModelOutputs:
+    """A server names its answer itself; in process the labels do."""
+    if "label" in outputs:
+        return ModelOutputs(outputs, tuple(str(label) for label in outputs["label"]))
+    return ModelOutputs(outputs, tuple(answer.label for answer in task.answers(outputs, labels)))
+
+
+def judge_forms(reference: Path, candidate: Path, texts: Sequence[str]) -> list[Verdict]:
+    """Whether two model folders name their labels alike and tokenize alike."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(reference)
+    expected = tokenizer(list(texts), truncation=True)["input_ids"]
+    encoder = Encoder(candidate)
+    found = [encoder.encode([text])["input_ids"][0].tolist() for text in texts]
+    return [
+        judge_labels(labels_from_folder(reference), labels_from_folder(candidate)),
+        judge_tokenizer(expected, found),
+    ]
+
+
+def _fidelity(reference: ModelOutputs, fp32: ModelOutputs, task: Task) -> Verdict:
+    name = task.output
+    fidelity = compare_outputs({name: reference.outputs[name]}, {name: fp32.outputs[name]}, TOLERANCES["fp32"])
+    flipped = sum(ours != theirs for ours, theirs in zip(reference.answers, fp32.answers, strict=True))
+    verdict = replace(fidelity.verdict, check="float32 ONNX against PyTorch")
+    if flipped and verdict.outcome == "pass":
+        return replace(verdict, outcome="fail", details=(f"{flipped} answers changed", *verdict.details))
+    return verdict
+
+
+@contextlib.contextmanager
+def _serving(context: Context, engine: str) -> Iterator[Any]:
+    from deploykit.triton.engines import open_server
+
+    with open_server(engine, context.folder("package"), listener=context.listener) as server:
+        yield server.urls
+
+
+def _check_served(
+    urls: Any,
+    name: str,
+    texts: Sequence[str],
+    task: Task,
+    in_process: ModelOutputs,
+    steps: _Steps,
+    confidence: float,
+    max_flips: float,
+) -> tuple[ModelOutputs, list[Verdict], dict[str, Any]]:
+    """The served answers given singly (they are what is judged), and the checks on them."""
+    singles = [[index] for index in range(len(texts))]
+    checks, served = [], None
+    for protocol, url in (("gRPC", urls.grpc), ("HTTP", urls.http)):
+        found = run_target(Target("triton", f"{url}/{name}", task=task.name), texts, task, (), singles, steps)
+        logits = task.output
+        identity = compare_answers(
+            in_process.answers,
+            found.answers,
+            in_process.outputs[logits],
+            found.outputs[logits],
+            check=f"served over {protocol} against in process",
+        )
+        checks.append(identity.verdict)
+        served = served or found
+    assert served is not None
+    loaded = _under_load(lambda: open_runner(Target("triton", f"{urls.grpc}/{name}", task=task.name)), texts, steps)
+    flips = judge_flips(served.answers, loaded, max_flips, confidence)
+    checks.append(replace(flips, check=f"answers under {CLIENTS} clients against given singly"))
+    changed = sum(ours != theirs for ours, theirs in zip(served.answers, loaded, strict=True))
+    return served, checks, {"flips_under_load": changed, "clients": CLIENTS}
+
+
+def _under_load(open_client: Callable[[], Any], texts: Sequence[str], steps: _Steps) -> tuple[str, ...]:
+    """The answers when 16 clients ask at a time, one message each."""
+    local = threading.local()
+    with contextlib.ExitStack() as stack, ThreadPoolExecutor(CLIENTS) as pool:
+        opening = threading.Lock()
+
+        def ask(text: str) -> str:
+            if not hasattr(local, "runner"):
+                with opening:
+                    local.runner = stack.enter_context(open_client())
+            label = str(local.runner.infer([text])["label"][0])
+            steps.count([0])
+            return label
+
+        return tuple(pool.map(ask, texts))
+
+
+def compare_models(
+    reference: Target,
+    candidate: Target,
+    texts: Sequence[str],
+    label_texts: Sequence[str] | None,
+    task: Task,
+    *,
+    labels: Sequence[str],
+    max_drop: float,
+    max_flips: float | None = None,
+    tolerance: float | None = None,
+    confidence: float = 0.95,
+    listener: Listener = ignore,
+) -> ParityReport:
+    """Prove or refute that a candidate answers like its reference: any two targets.
+
+    Args:
+        reference: what to live up to.
+        candidate: what is on trial.
+        texts: the messages.
+        label_texts: their right labels; None checks behaviour without the metric.
+        task: what both do.
+        labels: the reference's labels in index order.
+        max_drop: the drop of the metric that is too much.
+        max_flips: the rate of changed answers that passes; None reports it only (where there are labels).
+        tolerance: on the logits, for the same weights in another form; None does not judge them.
+        confidence: of the one-sided bounds.
+        listener: hears of progress.
+    """
+    steps = _Steps("parity", 2 * len(texts), listener)
+    singles = [[index] for index in range(len(texts))]
+    first = run_target(reference, texts, task, labels, singles, steps)
+    second = run_target(candidate, texts, task, labels, singles, steps)
+    checks = []
+    folders = [Path(target.location) for target in (reference, candidate) if target.kind != "triton"]
+    folders = [path if path.is_dir() else path.parent for path in folders]
+    if len(folders) == 2 and all((folder / "config.json").is_file() for folder in folders):
+        checks = judge_forms(folders[0], folders[1], texts)
+    targets = None if label_texts is None else task.targets(label_texts, labels)
+    if targets is None and max_flips is None:
+        max_flips = max_drop
+    right = None if targets is None else [labels[index] for index in targets]
+    return build_report(
+        first.predictions(task, targets, with_outputs=True),
+        replace(
+            second.predictions(task, targets, with_outputs=True),
+            # A label permuted on the way is wrong though its logits are right: judge by name.
+            correct=None if right is None else np.array([a == b for a, b in zip(second.answers, right, strict=True)]),
+        ),
+        texts,
+        instruction_set=instruction_set(),
+        served=candidate.kind == "triton",
+        labels=label_texts,
+        metric=task.metric,
+        margin=max_drop if targets is not None else None,
+        max_flips=max_flips,
+        tolerance=tolerance,
+        confidence=confidence,
+        checks=checks,
+    )
+
+
+class _Steps:
+    """Counts messages over several passes, from several threads, as one bar."""
+
+    def __init__(self, stage: str, total: int, listener: Listener) -> None:
+        self._stage, self._total, self._listener = stage, total, listener
+        self._done, self._lock = 0, threading.Lock()
+
+    def count(self, batch: Sequence[int]) -> Sequence[int]:
+        with self._lock:
+            self._done += len(batch)
+            done = self._done
+        if done % 20 < len(batch) or done == self._total:
+            self._listener(Progress(self._stage, done, self._total, "message"))
+        return batch

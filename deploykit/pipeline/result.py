@@ -1,0 +1,105 @@
+"""What a run ends with: the figures of every form of the model, the verdict, and where everything lies."""
+
+from __future__ import annotations
+
+__all__ = ["Figures", "RunResult", "Shipped", "model_size_mb"]
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from deploykit.errors import ExitCode
+from deploykit.parity.verdict import Outcome
+
+_WEIGHTS = ("model.onnx", "model.safetensors", "pytorch_model.bin")
+_TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Figures(_Model):
+    """One form of the model. Times are from text to answer, one message at a time, in milliseconds."""
+
+    name: str
+    value: float | None = Field(description="the metric, a fraction; null where it was not measured")
+    p50_ms: float | None
+    p50_range_ms: tuple[float, float] | None = Field(description="least and greatest median of a block")
+    p99_ms: float | None
+    size_mb: float | None = Field(description="of the weights and the tokenizer's files")
+
+
+class Shipped(Figures):
+    """What ships, against the reference. Drops and rates are fractions."""
+
+    drop: float | None
+    drop_upper: float | None = Field(description="one-sided upper bound of the drop")
+    discordant: int | None = Field(description="items right in one and wrong in the other")
+    flips: int
+    speedup: float | None = Field(description="the reference's p50 over this one's, in process")
+    served_p50_ms: float | None = Field(description="through the server's text entry, gRPC")
+    served_p99_ms: float | None
+    served_speedup: float | None
+
+
+class GoalOutcome(_Model):
+    """One limit of the goal."""
+
+    limit: str
+    wanted: float
+    reached: float
+    outcome: Outcome
+    note: str
+
+
+class RunResult(_Model):
+    """What `deploykit run` prints."""
+
+    schema_version: Literal[1] = 1
+    name: str
+    verdict: Outcome
+    statement: str = Field(description="the verdict in words, with what it does not cover")
+    n: int
+    metric: str
+    reference: Figures
+    onnx_fp32: Figures
+    shipped: Shipped
+    goal: tuple[GoalOutcome, ...]
+    scheme: str = Field(description="how it was quantized")
+    messages: int = Field(description="messages timed per form")
+    stolen: float = Field(description="fraction of the CPU time that the host gave to others while timing")
+    machine: str
+    package: str | None = Field(description="the version folder in the repository; null where nothing was published")
+    version: int | None
+    kept: str = Field(description="the staged package, which stays whatever the verdict")
+    parity: str = Field(description="the parity report with every check and changed sample")
+    report: str = Field(description="the page for people")
+    exit_code: int
+
+    def next_command(self) -> str:
+        """What to type next."""
+        if self.package is None:
+            return f"deploykit report {Path(self.report).parent}" if self.verdict == "pass" else "see the checks above"
+        return f"deploykit serve {Path(self.package).parents[1]}"
+
+
+def exit_code_of(verdict: Outcome, goals: tuple[GoalOutcome, ...]) -> ExitCode:
+    """The exit code of a run: parity first, then the goal."""
+    if verdict == "fail":
+        return ExitCode.PARITY_FAILED
+    if verdict == "inconclusive":
+        return ExitCode.INCONCLUSIVE
+    if any(goal.outcome == "fail" for goal in goals):
+        return ExitCode.GOAL_MISSED
+    if any(goal.outcome == "inconclusive" for goal in goals):
+        return ExitCode.INCONCLUSIVE
+    return ExitCode.PASS
+
+
+def model_size_mb(folder: Path) -> float:
+    """Megabytes (10^6 bytes) of the weights and the tokenizer's files in a model folder."""
+    weights = next(folder / name for name in _WEIGHTS if (folder / name).is_file())
+    files = [weights, *(folder / name for name in _TOKENIZER if (folder / name).is_file())]
+    return sum(path.stat().st_size for path in files) / 1e6

@@ -1,0 +1,255 @@
+"""What each cached stage does: reads the artefacts before it, writes its own."""
+
+from __future__ import annotations
+
+__all__ = ["CACHED_STAGES", "CachedStage", "choose_variant", "package_settings"]
+
+import dataclasses
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deploykit.artifacts.store import Draft
+from deploykit.data.dataset import LabelledData, load_data
+from deploykit.errors import ModelError
+from deploykit.events import Listener, Progress, Warn, ignore
+from deploykit.pipeline.context import Context
+from deploykit.pipeline.plan import Stage
+from deploykit.recipe import Package, Quantize
+from deploykit.recipe.machine import this_machine
+from deploykit.runners import Target, infer_all, open_runner
+from deploykit.tasks import Task
+
+
+@dataclass(frozen=True)
+class CachedStage:
+    """A stage whose result is kept.
+
+    Attributes:
+        make: writes the draft.
+        expects: what must be there in the end.
+    """
+
+    make: Callable[[Context, Draft], str]
+    expects: tuple[str, ...]
+
+
+def _make_data(context: Context, draft: Draft) -> str:
+    recipe = context.recipe
+    data, report = load_data(recipe.data, recipe.seed, context.base)
+    for part in ("train", "validation", "test"):
+        _write_json(draft.path / f"{part}.json", dataclasses.asdict(getattr(data, part)))
+    _write_json(draft.path / "labels.json", list(data.label_names))
+    _write_json(draft.path / "report.json", dataclasses.asdict(report))
+    for warning in report.warnings:
+        context.listener(Warn(warning))
+    return f"{len(data.train):,} to train, {len(data.validation):,} to choose, {len(data.test):,} to certify"
+
+
+def _make_finetune(context: Context, draft: Draft) -> str:
+    from deploykit.runners.checkpoint import resolve_model
+    from deploykit.train.finetune import finetune
+
+    recipe, key = context.recipe, context.plan.step("finetune").key
+    location = resolve_model(recipe.model, context.base).location
+    if location is None or key is None:
+        raise ModelError(f"{recipe.model} is not on this machine", "check the name, or give a folder")
+    result = finetune(
+        location,
+        context.data(),
+        recipe.finetune,
+        context.task,
+        draft.path,
+        workspace=context.store.workspace("finetune", key),
+        seed=recipe.seed,
+        trust_pickle=recipe.trust_pickle,
+        listener=context.listener,
+    )
+    draft.info.update(json.loads(json.dumps(dataclasses.asdict(result))))
+    metric = result.metrics[context.task.metric]
+    return f"{context.task.metric} {metric:.2%} on validation after {result.steps:,} steps on {result.device}"
+
+
+def _make_export(context: Context, draft: Draft) -> str:
+    from deploykit.export.to_onnx import export_onnx
+
+    settings = context.recipe.export
+    report = export_onnx(
+        context.folder("finetune"),
+        draft.path,
+        context.task,
+        target=settings.target,
+        opset=settings.opset,
+        messages=context.data().validation.texts[:16],
+        listener=context.listener,
+    )
+    draft.info.update(dataclasses.asdict(report))
+    largest = max(report.max_difference["fused" if report.fused else "plain"], 0.0)
+    return f"opset {report.opset}, {sum(report.operators.values())} nodes, within {largest:.1g} of PyTorch"
+
+
+def _make_quantize(context: Context, draft: Draft) -> str:
+    recipe = context.recipe
+    return choose_variant(
+        context.folder("export"),
+        draft.path,
+        recipe.quantize,
+        context.task,
+        context.data(),
+        max_drop=recipe.goal.max_drop,
+        seed=recipe.seed,
+        info=draft.info,
+        listener=context.listener,
+    )
+
+
+def choose_variant(
+    source: Path,
+    out: Path,
+    settings: Quantize,
+    task: Task,
+    data: LabelledData,
+    *,
+    max_drop: float,
+    seed: int,
+    info: dict[str, Any],
+    listener: Listener = ignore,
+) -> str:
+    """Quantize in every way that the settings leave open and keep the fastest that answers as well on validation.
+
+    A variant is eligible where its drop of the metric on the validation split is at most half of `max_drop`: the test
+    split has to certify it, so what is near the limit already is not worth a try. Where none is, the most accurate
+    one is kept, and parity will say what it lost.
+
+    Args:
+        source: the exported ONNX folder.
+        out: the folder to write.
+        settings: the recipe's `quantize` section.
+        task: what the model does.
+        data: calibration messages come from its training split.
+        max_drop: the recipe's goal.
+        seed: picks the calibration messages.
+        info: is filled with what was measured.
+        listener: hears of progress.
+
+    Returns:
+        the choice in words.
+    """
+    from deploykit.compress.quantize import quantize, scheme_variants
+    from deploykit.latency.measure import measure
+
+    if settings.scheme == "none":
+        shutil.copytree(source, out, dirs_exist_ok=True, ignore=shutil.ignore_patterns("plain.onnx", "manifest.json"))
+        info.update({"variant": "fp32", "scheme": "none"})
+        return "none: float32 as exported"
+    variants = scheme_variants(settings.scheme, settings.fusions)
+    calibration = _sampled(data.train.texts, settings.calibration_rows, seed)
+    targets = task.targets(data.validation.labels or (), data.label_names)
+    total = len(variants) * 2 + 1
+    with tempfile.TemporaryDirectory(dir=out.parent) as scratch:
+        folders, reports = {}, {}
+        for number, variant in enumerate(variants):
+            listener(Progress("quantize", number, total, "step", {}))
+            folder = Path(scratch) / variant.name
+            reports[variant.name] = quantize(source, folder, variant, calibration=calibration, listener=listener)
+            folders[variant.name] = folder
+        listener(Progress("quantize", len(variants), total, "step"))
+        reference = task.metrics(_logits(source, data.validation.texts), targets)[task.metric]
+        drops = {}
+        for number, (name, folder) in enumerate(folders.items()):
+            metric = task.metrics(_logits(folder, data.validation.texts), targets)[task.metric]
+            drops[name] = reference - metric
+            listener(Progress("quantize", len(variants) + number + 1, total, "step", {"drop": drops[name]}))
+        p50 = dict.fromkeys(folders, 0.0)
+        if len(folders) > 1:
+            timed = measure(
+                {name: Target("onnxruntime", str(folder), task=task.name) for name, folder in folders.items()},
+                _sampled(data.validation.texts, 120, seed),
+                blocks=4,
+            )
+            p50 = {name: samples.p50_ms for name, samples in timed.items()}
+        eligible = [name for name in folders if drops[name] <= max_drop / 2]
+        chosen = min(eligible, key=p50.__getitem__) if eligible else min(folders, key=drops.__getitem__)
+        if not eligible:
+            listener(Warn(f"every way to quantize loses more than {max_drop / 2:.2%} on validation; kept {chosen}"))
+        listener(Progress("quantize", total, total, "step"))
+        for path in folders[chosen].iterdir():
+            shutil.move(path, out / path.name)
+    info.update(
+        {
+            "variant": chosen,
+            "scheme": settings.scheme,
+            "candidates": {
+                name: {"p50_ms": p50[name], "validation_drop": drops[name], **dataclasses.asdict(reports[name])}
+                for name in folders
+            },
+        }
+    )
+    report = reports[chosen]
+    counted = ", ".join(f"{count} {kind}" for kind, count in report.products.items()) or "fp16"
+    return f"{chosen}: {counted}, {report.float_products} products in float, {report.size_bytes / 1e6:.1f} MB"
+
+
+def _make_package(context: Context, draft: Draft) -> str:
+    from deploykit.triton.package import build_package
+
+    recipe = context.recipe
+    settings = package_settings(recipe.package)
+    samples = _sampled(context.data().train.texts, 3, recipe.seed)
+    build_package(context.folder("quantize"), draft.path, recipe.name, context.task, settings, samples=samples)
+    size = sum(path.stat().st_size for path in draft.path.rglob("*") if path.is_file()) / 1e6
+    return f"{recipe.name} (text) and {recipe.name}_onnx (tensors), {size:.1f} MB"
+
+
+def package_settings(section: Package) -> Any:
+    """The recipe's `package` section with `auto` resolved for this machine."""
+    from deploykit.triton.package import PackageSettings
+
+    device = section.device if section.device != "auto" else ("gpu" if this_machine().gpu else "cpu")
+    return PackageSettings(
+        max_batch_size=section.max_batch_size,
+        instances=section.instances,
+        device=device,
+        threads=section.threads,
+        queue_delay_us=section.queue_delay_us,
+        preferred_batch_size=section.preferred_batch_size,
+    )
+
+
+def _make_parity(context: Context, draft: Draft) -> str:
+    from deploykit.pipeline.proof import prove
+
+    return prove(context, draft)
+
+
+CACHED_STAGES: Mapping[Stage, CachedStage] = {
+    "data": CachedStage(_make_data, ("train.json", "validation.json", "test.json", "labels.json")),
+    "finetune": CachedStage(_make_finetune, ("model.safetensors", "config.json", "tokenizer.json")),
+    "export": CachedStage(_make_export, ("model.onnx", "plain.onnx", "config.json", "tokenizer.json")),
+    "quantize": CachedStage(_make_quantize, ("model.onnx", "config.json", "tokenizer.json")),
+    "package": CachedStage(_make_package, ()),
+    "parity": CachedStage(_make_parity, ("parity.json",)),
+}
+
+
+def _logits(folder: Path, texts: Sequence[str]) -> dict[str, NDArray[Any]]:
+    with open_runner(Target("onnxruntime", str(folder))) as runner:
+        return infer_all(runner, texts, [[index] for index in range(len(texts))])
+
+
+def _sampled(texts: Sequence[str], count: int, seed: int) -> list[str]:
+    """That many of the texts at random, all where there are fewer."""
+    if len(texts) <= count:
+        return list(texts)
+    return [texts[index] for index in np.random.default_rng(seed).choice(len(texts), count, replace=False)]
+
+
+def _write_json(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value, ensure_ascii=False, indent=1), encoding="utf-8")

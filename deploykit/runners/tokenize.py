@@ -1,0 +1,102 @@
+"""Messages to token tensors, with the tokenizer of a model folder and nothing of transformers."""
+
+from __future__ import annotations
+
+__all__ = ["Encoder"]
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Encoding, Tokenizer
+
+from deploykit.errors import ModelError
+
+_UNSET_LENGTH = 1_000_000
+"""transformers writes an absurd `model_max_length` (1e30) where a tokenizer has none."""
+
+
+class Encoder:
+    """Tokenizes as the served model does: truncated to the model's length, a batch padded on the right to its longest.
+
+    Args:
+        folder: a model folder with `tokenizer.json` and, for the length, `tokenizer_config.json`.
+
+    Raises:
+        ModelError: no tokenizer there, or one that can't be read.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        path = folder / "tokenizer.json"
+        if not path.is_file():
+            raise ModelError(
+                f"{folder} has no tokenizer.json",
+                "save the model's fast tokenizer there: AutoTokenizer.from_pretrained(...).save_pretrained(FOLDER)",
+            )
+        try:
+            self._tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # the Rust library raises bare Exception
+            raise ModelError(f"{path} is no tokenizer: {error}", "save it again from the model it belongs to") from None
+        self.max_length = max_length_from_folder(folder)
+        self._tokenizer.no_padding()
+        self._tokenizer.enable_truncation(self.max_length)
+        self.pad_id = pad_id_from_folder(folder, self._tokenizer)
+
+    def encode(self, messages: Sequence[str]) -> dict[str, NDArray[np.int64]]:
+        """`input_ids`, `attention_mask` and `token_type_ids`, each int64 [messages, longest]."""
+        if len(messages) == 1:
+            encoding = self._tokenizer.encode(messages[0])
+            ids = np.array([encoding.ids], dtype=np.int64)
+            return {
+                "input_ids": ids,
+                "attention_mask": np.ones_like(ids),
+                "token_type_ids": np.array([encoding.type_ids], dtype=np.int64),
+            }
+        encodings: list[Encoding] = self._tokenizer.encode_batch(list(messages))
+        shape = (len(encodings), max(len(encoding) for encoding in encodings))
+        ids, mask, types = np.full(shape, self.pad_id, np.int64), np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+        for row, encoding in enumerate(encodings):
+            length = len(encoding)
+            ids[row, :length] = encoding.ids
+            mask[row, :length] = 1
+            types[row, :length] = encoding.type_ids
+        return {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
+
+    def lengths(self, messages: Sequence[str]) -> NDArray[np.int64]:
+        """Tokens of each message, special ones included and truncated: int64 [messages]."""
+        return np.array([len(encoding) for encoding in self._tokenizer.encode_batch(list(messages))], dtype=np.int64)
+
+
+def max_length_from_folder(folder: Path) -> int:
+    """The length to truncate to: the tokenizer's `model_max_length`, else the model's positions."""
+    tokenizer_config = _json(folder / "tokenizer_config.json")
+    length = int(tokenizer_config.get("model_max_length") or _UNSET_LENGTH)
+    if length >= _UNSET_LENGTH:
+        config = _json(folder / "config.json")
+        length = int(config.get("max_position_embeddings") or 512)
+        if config.get("model_type") in {"roberta", "xlm-roberta", "camembert", "mpnet"}:
+            length -= 2  # their position ids begin behind the padding index
+    return length
+
+
+def pad_id_from_folder(folder: Path, tokenizer: Tokenizer) -> int:
+    """The padding token's id."""
+    pad_id = _json(folder / "config.json").get("pad_token_id")
+    if pad_id is not None:
+        return int(pad_id)
+    token = _json(folder / "tokenizer_config.json").get("pad_token")
+    token = token.get("content") if isinstance(token, dict) else token
+    found = tokenizer.token_to_id(token) if token else None
+    return 0 if found is None else int(found)
+
+
+def _json(path: Path) -> dict[str, object]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise ModelError(f"{path} is not valid JSON: {error}", "save the model folder again") from None
+    return value if isinstance(value, dict) else {}

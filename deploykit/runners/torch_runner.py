@@ -1,0 +1,71 @@
+"""Runs a checkpoint folder with PyTorch: the reference that everything else is held against."""
+
+from __future__ import annotations
+
+__all__ = ["TorchRunner"]
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from deploykit.errors import ModelError
+from deploykit.machine import usable_cores
+from deploykit.runners.base import Message, Outputs, Target
+from deploykit.runners.untrusted import check_checkpoint
+
+
+class TorchRunner:
+    """Eager PyTorch with SDPA attention in `inference_mode`, messages through the fast tokenizer of `transformers`.
+
+    A single message is not padded, a batch to its longest.
+
+    Args:
+        target: a checkpoint folder with its task, precision, device and threads.
+    """
+
+    def __init__(self, target: Target) -> None:
+        self._target = target
+        self._model: Any = None
+        self._tokenizer: Any = None
+        self._device = "cpu"
+
+    @property
+    def name(self) -> str:
+        return f"PyTorch {self._target.precision}"
+
+    def __enter__(self) -> Self:
+        import torch
+        from transformers import AutoTokenizer
+
+        from deploykit.tasks import find_task
+
+        folder = Path(self._target.location)
+        check_checkpoint(folder)
+        torch.set_num_threads(self._target.threads or usable_cores())
+        cuda = torch.cuda.is_available() and self._target.device != "cpu"
+        if self._target.device == "cuda" and not cuda:
+            raise ModelError("this PyTorch sees no CUDA device", "`deploykit doctor` says what is missing")
+        self._device = "cuda" if cuda else "cpu"
+        dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[self._target.precision]
+        task = find_task(self._target.task)
+        self._model = task.load_model(folder, dtype=dtype, attn_implementation="sdpa").eval().to(self._device)
+        self._tokenizer = AutoTokenizer.from_pretrained(self._target.tokenizer or folder)
+        self._output = task.output
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._model = self._tokenizer = None
+
+    def infer(self, messages: Sequence[Message]) -> Outputs:
+        """The task's output for the messages as one batch: float32, whatever precision computed it."""
+        import torch
+
+        inputs = self._tokenizer(list(messages), truncation=True, padding=len(messages) > 1, return_tensors="pt")
+        with torch.inference_mode():
+            outputs = self._model(**inputs.to(self._device))[self._output]
+        return {self._output: outputs.float().cpu().numpy().astype(np.float32, copy=False)}

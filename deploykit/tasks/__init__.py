@@ -1,0 +1,33 @@
+"""The tasks, each one module; others are added through the entry point group `deploykit.tasks`."""
+
+from __future__ import annotations
+
+__all__ = ["ENTRY_POINTS", "Answer", "Task", "find_task", "task_names"]
+
+import difflib
+from importlib.metadata import entry_points
+from typing import cast
+
+from deploykit.errors import UsageError
+from deploykit.tasks.base import Answer, Task
+
+ENTRY_POINTS = "deploykit.tasks"
+
+
+def task_names() -> list[str]:
+    """The names of all installed tasks, sorted."""
+    return sorted(entry_points(group=ENTRY_POINTS).names)
+
+
+def find_task(name: str) -> Task:
+    """The task of that name.
+
+    Raises:
+        UsageError: no installed package has it.
+    """
+    found = [point for point in entry_points(group=ENTRY_POINTS) if point.name == name]
+    if not found:
+        near = difflib.get_close_matches(name, task_names(), n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known tasks: {', '.join(task_names())}"
+        raise UsageError(f"unknown task {name!r}", hint)
+    return cast(Task, found[0].load()())

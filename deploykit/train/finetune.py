@@ -1,0 +1,331 @@
+"""Fine-tuning a pretrained model on labelled messages with the transformers Trainer."""
+
+from __future__ import annotations
+
+__all__ = ["FinetuneResult", "finetune"]
+
+import contextlib
+import importlib.util
+import json
+import math
+import signal
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deploykit.data.dataset import LabelledData
+from deploykit.errors import MissingDependencyError, TrainingError
+from deploykit.events import Listener, Note, Progress, ignore
+from deploykit.recipe import Finetune
+from deploykit.runners.untrusted import check_checkpoint
+from deploykit.tasks import Task
+from deploykit.train.checkpoints import last_complete, seal
+
+_SAVE_EVERY_S = 60.0
+"""Seconds of training between two checkpoints at least, so that a kill loses little and saving costs little."""
+
+
+@dataclass(frozen=True)
+class FinetuneResult:
+    """What a fine-tuning ended with.
+
+    Attributes:
+        metrics: every metric of the task on the validation split, fractions.
+        steps: optimizer steps made.
+        curve: (step, training loss) as logged.
+        trainable: parameters trained.
+        parameters: parameters in all.
+        resumed_from: the step that this call went on from, 0 for a fresh start.
+        device: what it ran on.
+        precision: what it computed in.
+    """
+
+    metrics: Mapping[str, float]
+    steps: int
+    curve: tuple[tuple[int, float], ...]
+    trainable: int
+    parameters: int
+    resumed_from: int
+    device: str
+    precision: str
+
+
+def finetune(
+    model: Path,
+    data: LabelledData,
+    settings: Finetune,
+    task: Task,
+    out: Path,
+    *,
+    workspace: Path,
+    seed: int = 0,
+    trust_pickle: bool = False,
+    listener: Listener = ignore,
+) -> FinetuneResult:
+    """Fine-tune the checkpoint in `model` and write the tuned one, with its tokenizer, to `out`.
+
+    An interrupt (SIGINT, SIGTERM) ends the current step, saves a checkpoint in `workspace` and raises
+    KeyboardInterrupt; the next call with the same workspace goes on from there.
+
+    Args:
+        model: a Hugging Face checkpoint folder.
+        data: the labelled messages, split.
+        settings: the recipe's `finetune` section.
+        task: what the model learns.
+        out: the folder to write; made if it is not there.
+        workspace: the folder for checkpoints. It belongs to this model, data and these settings alone.
+        seed: of the new head, the order of the data, and dropout.
+        trust_pickle: load pickled weights, which can run code.
+        listener: hears of progress.
+
+    Raises:
+        TrainingError: the loss or a metric is not a number; the message names the step.
+        ModelError: the checkpoint is damaged, unsafe or of the wrong kind.
+    """
+    import torch
+    from transformers import AutoTokenizer, DataCollatorWithPadding, TrainingArguments, set_seed
+
+    check_checkpoint(model, trust_pickle=trust_pickle)
+    workspace.mkdir(parents=True, exist_ok=True)
+    set_seed(seed)
+    precision = _precision(settings.precision)
+    tokenizer = AutoTokenizer.from_pretrained(model, use_fast=True)
+    tokenizer.model_max_length = min(settings.max_length, tokenizer.model_max_length)
+    network = task.load_model(
+        model,
+        data.label_names,
+        attn_implementation=settings.attention,
+        use_safetensors=None if trust_pickle else True,
+        dtype=torch.float32,  # master weights; autocast computes in `precision`
+        **_dropout(model, settings.dropout),
+    )
+    _freeze(network, settings)
+    collator = DataCollatorWithPadding(tokenizer)
+    tokenizer.deprecation_warnings["Asking-to-pad-a-fast-tokenizer"] = True
+    splits = {
+        name: _features(tokenizer, table.texts, task.targets(table.labels or (), data.label_names))
+        for name, table in (("train", data.train), ("validation", data.validation))
+    }
+    steps_per_epoch = math.ceil(
+        len(splits["train"]) / (settings.batch_size * settings.gradient_accumulation * _world_size())
+    )
+    total = math.ceil(steps_per_epoch * settings.epochs)
+    arguments = TrainingArguments(
+        output_dir=str(workspace),
+        num_train_epochs=settings.epochs,
+        learning_rate=settings.learning_rate,
+        per_device_train_batch_size=settings.batch_size,
+        per_device_eval_batch_size=max(settings.batch_size, 64),
+        gradient_accumulation_steps=settings.gradient_accumulation,
+        gradient_checkpointing=settings.gradient_checkpointing,
+        weight_decay=settings.weight_decay,
+        warmup_steps=math.ceil(total * settings.warmup),
+        lr_scheduler_type=settings.scheduler,
+        label_smoothing_factor=settings.label_smoothing,
+        optim=_optimizer(settings.optimizer),
+        bf16=precision == "bf16",
+        fp16=precision == "fp16",
+        train_sampling_strategy="group_by_length",
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        save_total_limit=2,
+        load_best_model_at_end=settings.early_stopping is not None,
+        metric_for_best_model=task.metric,
+        greater_is_better=True,
+        logging_steps=10,
+        logging_nan_inf_filter=False,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        disable_tqdm=True,
+        log_level="error",
+        report_to=[],
+        seed=seed,
+    )
+    watch = _watch(total, listener)
+    trainer = _trainer_class()(
+        model=network,
+        args=arguments,
+        train_dataset=splits["train"],
+        eval_dataset=splits["validation"],
+        data_collator=collator,
+        processing_class=tokenizer,
+        compute_metrics=lambda prediction: dict(
+            task.metrics({task.output: prediction.predictions}, prediction.label_ids)
+        ),
+        callbacks=[watch, *_early_stopping(settings.early_stopping)],
+    )
+    trainer.remove_callback(_printer())
+    start = last_complete(workspace, listener)
+    resumed_from = int(start.name.rpartition("-")[2]) if start else 0
+    if start:
+        listener(Note(f"going on from training step {resumed_from} of {total}"))
+    with _interrupts(watch):
+        trainer.train(resume_from_checkpoint=str(start) if start else None)
+    if watch.interrupted:
+        raise KeyboardInterrupt
+    metrics = {name.removeprefix("eval_"): float(value) for name, value in trainer.evaluate().items()}
+    metrics = {name: metrics[name] for name in ("loss", *_metric_names(task, metrics)) if name in metrics}
+    broken = [name for name, value in metrics.items() if not math.isfinite(value)]
+    if broken:
+        raise TrainingError(f"{broken[0]} is not a number after step {trainer.state.global_step}", _NAN_HINT)
+    if trainer.is_world_process_zero():
+        out.mkdir(parents=True, exist_ok=True)
+        network.float().save_pretrained(out)
+        tokenizer.save_pretrained(out)
+    parameters = list(network.parameters())
+    return FinetuneResult(
+        metrics=metrics,
+        steps=trainer.state.global_step,
+        curve=tuple((entry["step"], entry["loss"]) for entry in trainer.state.log_history if "loss" in entry),
+        trainable=sum(value.numel() for value in parameters if value.requires_grad),
+        parameters=sum(value.numel() for value in parameters),
+        resumed_from=resumed_from,
+        device=str(trainer.args.device),
+        precision=precision,
+    )
+
+
+_NAN_HINT = "lower finetune.learning_rate, or use finetune.precision=fp32"
+
+
+def _metric_names(task: Task, metrics: Mapping[str, float]) -> list[str]:
+    timing = {"runtime", "samples_per_second", "steps_per_second", "epoch", "loss", task.metric}
+    return [task.metric, *sorted(set(metrics) - timing)]
+
+
+def _features(tokenizer: Any, texts: Sequence[str], targets: Any) -> list[dict[str, Any]]:
+    encoded = tokenizer(list(texts), truncation=True, padding=False)
+    return [
+        {name: values[row] for name, values in encoded.items()} | {"labels": int(targets[row])}
+        for row in range(len(texts))
+    ]
+
+
+def _precision(asked: str) -> str:
+    import torch
+
+    if asked != "auto":
+        return asked
+    return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp32"
+
+
+def _optimizer(name: str) -> str:
+    if name == "adamw":
+        return "adamw_torch_fused"
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise MissingDependencyError("finetune.optimizer=adamw_8bit needs bitsandbytes", "pip install 'deploykit[gpu]'")
+    return "adamw_bnb_8bit"
+
+
+def _dropout(model: Path, dropout: float | None) -> dict[str, float]:
+    """The config keys of a model's dropout that it has, set to `dropout`."""
+    if dropout is None:
+        return {}
+    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    keys = ("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout")
+    return {key: dropout for key in keys if key in config}
+
+
+def _freeze(network: Any, settings: Finetune) -> None:
+    """Freeze what is not to be trained: all but the head, or the embeddings, whose dense gradient costs most."""
+    if settings.strategy == "head":
+        for value in network.base_model.parameters():
+            value.requires_grad = False
+    elif settings.freeze_embeddings:
+        for value in getattr(network.base_model, "embeddings", network.get_input_embeddings()).parameters():
+            value.requires_grad = False
+
+
+def _world_size() -> int:
+    import torch
+
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return int(torch.distributed.get_world_size())
+    from accelerate import PartialState
+
+    return int(PartialState().num_processes)
+
+
+def _printer() -> Any:
+    from transformers import PrinterCallback
+
+    return PrinterCallback
+
+
+def _early_stopping(patience: int | None) -> list[Any]:
+    from transformers import EarlyStoppingCallback
+
+    return [] if patience is None else [EarlyStoppingCallback(early_stopping_patience=patience)]
+
+
+def _trainer_class() -> Any:
+    """The Trainer, that stops at the first loss that is not a number and names its step."""
+    import torch
+    from transformers import Trainer
+
+    class WatchfulTrainer(Trainer):  # type: ignore[misc]
+        def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+            loss: torch.Tensor = super().training_step(*args, **kwargs)
+            # On a GPU, looking at the loss waits for it: look where it is logged anyway.
+            look = loss.device.type == "cpu" or self.state.global_step % self.args.logging_steps == 0
+            if look and not torch.isfinite(loss).all():
+                raise TrainingError(f"the loss is not a number at step {self.state.global_step + 1}", _NAN_HINT)
+            return loss
+
+    return WatchfulTrainer
+
+
+def _watch(total: int, listener: Listener) -> Any:
+    """The callback that reports progress, seals checkpoints, saves now and then, and stops when interrupted."""
+    import time
+
+    from transformers import TrainerCallback
+
+    class Watch(TrainerCallback):  # type: ignore[misc]
+        interrupted = False
+
+        def __init__(self) -> None:
+            self.figures: dict[str, float] = {}
+            self.saved_at = time.monotonic()
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            listener(Progress("finetune", state.global_step, total, "step", dict(self.figures)))
+            due = time.monotonic() - self.saved_at > _SAVE_EVERY_S and state.global_step < total
+            if self.interrupted or due:
+                control.should_save = True
+            if self.interrupted:
+                control.should_training_stop = True
+                control.should_evaluate = False
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+            for name, key in (("loss", "loss"), ("eval_accuracy", "val_accuracy"), ("eval_loss", "val_loss")):
+                if name in (logs or {}):
+                    self.figures[key] = float(logs[name])
+
+        def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            self.saved_at = time.monotonic()
+            if state.is_world_process_zero:
+                seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+
+    return Watch()
+
+
+@contextlib.contextmanager
+def _interrupts(watch: Any) -> Iterator[None]:
+    """SIGINT and SIGTERM end the current step and save; a second one interrupts at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: object) -> None:
+        if watch.interrupted:
+            raise KeyboardInterrupt
+        watch.interrupted = True
+
+    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

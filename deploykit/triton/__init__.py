@@ -1,0 +1,1 @@
+"""Triton: configuration, repository, embedded server, client."""

@@ -1,0 +1,190 @@
+"""Builds a staged Triton package from an ONNX folder: the text entry, and the tensor entry it calls."""
+
+from __future__ import annotations
+
+__all__ = ["PackageSettings", "build_package", "labels_from_folder"]
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import onnx
+
+from deploykit.artifacts.names import check_model_name
+from deploykit.errors import ModelError
+from deploykit.runners.tokenize import Encoder
+from deploykit.runners.untrusted import check_onnx
+from deploykit.tasks import Task
+from deploykit.triton.config import (
+    WARMUP_FOLDER,
+    DynamicBatching,
+    InstanceGroup,
+    Tensor,
+    Warmup,
+    WarmupInput,
+    tensor_model_config,
+    text_model_config,
+    warmup_bytes,
+    write_config,
+)
+from deploykit.triton.entries import vendor_tokenizers
+
+_LABELS = "labels.txt"
+_WARMUPS = 3
+
+
+@dataclass(frozen=True)
+class PackageSettings:
+    """How Triton is to run a package.
+
+    Attributes:
+        max_batch_size: most messages in one batch.
+        instances: copies of the tensor model.
+        device: where they run.
+        threads: intra-op threads of one copy, 0 for onnxruntime's own choice.
+        queue_delay_us: how long a message may wait for others.
+        preferred_batch_size: batch sizes that end the waiting.
+    """
+
+    max_batch_size: int = 64
+    instances: int = 1
+    device: Literal["cpu", "gpu"] = "cpu"
+    threads: int = 0
+    queue_delay_us: int = 0
+    preferred_batch_size: tuple[int, ...] = ()
+
+
+def labels_from_folder(folder: Path) -> tuple[str, ...]:
+    """The labels of a model folder's `config.json`, in index order.
+
+    Raises:
+        ModelError: it names none.
+    """
+    path = folder / "config.json"
+    try:
+        named = json.loads(path.read_text(encoding="utf-8"))["id2label"]
+        return tuple(named[str(index)] for index in range(len(named)))
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ModelError(f"{path} names no labels (id2label)", "save the model with its label names") from None
+
+
+def build_package(
+    source: Path,
+    out: Path,
+    name: str,
+    task: Task,
+    settings: PackageSettings,
+    *,
+    samples: Sequence[str],
+) -> None:
+    """Write the two models `NAME` (text in, answer out) and `NAME_onnx` (tensors) into the folder `out`.
+
+    What runs in the server lies in the package: the tokenizer's library and vocabulary too, so that NVIDIA's image
+    serves it with nothing installed.
+
+    Args:
+        source: an ONNX folder: `model.onnx`, `tokenizer.json`, `config.json` with labels.
+        out: the folder to write, empty or absent.
+        name: the model's name in Triton.
+        task: whose text entry answers.
+        settings: how Triton runs it.
+        samples: real messages to warm the models up with.
+
+    Raises:
+        UsageError: the name is impossible.
+        ModelError: the folder lacks a file, or the model has another interface than the task.
+    """
+    check_model_name(name)
+    inner = f"{check_model_name(name)}_onnx"
+    labels = labels_from_folder(source)
+    encoder = Encoder(source)
+    inputs = _graph_inputs(source / "model.onnx")
+    batching = DynamicBatching(settings.preferred_batch_size, settings.queue_delay_us)
+    instances = InstanceGroup(settings.device, settings.instances)
+    warm = list(dict.fromkeys(samples))[:_WARMUPS] or ["hello"]
+
+    tensor_folder = out / inner
+    (tensor_folder / "1").mkdir(parents=True)
+    shutil.copyfile(source / "model.onnx", tensor_folder / "1" / "model.onnx")
+    _write_labels(tensor_folder, labels)
+    logits = Tensor(task.output, "FP32", (len(labels),), labels_file=_LABELS)
+    write_config(
+        tensor_folder,
+        tensor_model_config(
+            inner,
+            inputs=[Tensor(value, "INT64", (-1,)) for value in inputs],
+            outputs=[logits],
+            max_batch_size=settings.max_batch_size,
+            instances=instances,
+            # The text entry has made its batch already: waiting here would be added to every call.
+            batching=DynamicBatching(),
+            threads=settings.threads,
+            warmup=[_tensor_warmup(tensor_folder, encoder, inputs, number, text) for number, text in enumerate(warm)],
+        ),
+    )
+
+    text_folder = out / name
+    (text_folder / "1").mkdir(parents=True)
+    shutil.copyfile(task.entry(), text_folder / "1" / "model.py")
+    shutil.copyfile(source / "tokenizer.json", text_folder / "1" / "tokenizer.json")
+    vendor_tokenizers(text_folder / "1" / "site")
+    entry: dict[str, Any] = {
+        "model": inner,
+        "labels": list(labels),
+        "inputs": inputs,
+        "max_length": encoder.max_length,
+        "pad_id": encoder.pad_id,
+        "pad_type_id": 0,
+    }
+    (text_folder / "1" / "entry.json").write_text(json.dumps(entry, indent=1, ensure_ascii=False), encoding="utf-8")
+    write_config(
+        text_folder,
+        text_model_config(
+            name,
+            outputs=[
+                Tensor("label", "BYTES", (-1,)),
+                Tensor("score", "FP32", (-1,)),
+                Tensor(task.output, "FP32", (len(labels),)),
+            ],
+            max_batch_size=settings.max_batch_size,
+            batching=batching,
+            warmup=[_text_warmup(text_folder, number, text) for number, text in enumerate(warm)],
+        ),
+    )
+
+
+def _graph_inputs(path: Path) -> list[str]:
+    check_onnx(path)
+    names = [value.name for value in onnx.load(path, load_external_data=False).graph.input]
+    unknown = set(names) - {"input_ids", "attention_mask", "token_type_ids"}
+    if unknown or "input_ids" not in names:
+        raise ModelError(
+            f"{path} takes {', '.join(names)}: the text entry gives input_ids, attention_mask and token_type_ids",
+            "export the model with `deploykit export`",
+        )
+    return names
+
+
+def _write_labels(folder: Path, labels: Sequence[str]) -> None:
+    (folder / _LABELS).write_text("".join(f"{label}\n" for label in labels), encoding="utf-8")
+
+
+def _tensor_warmup(folder: Path, encoder: Encoder, inputs: Sequence[str], number: int, text: str) -> Warmup:
+    (folder / WARMUP_FOLDER).mkdir(exist_ok=True)
+    tensors = encoder.encode([text])
+    found = []
+    for name in inputs:
+        file = f"{number}_{name}"
+        (folder / WARMUP_FOLDER / file).write_bytes(tensors[name][0].astype("<i8").tobytes())
+        found.append(WarmupInput(name, "INT64", (tensors[name].shape[1],), file))
+    return Warmup(f"sample {number}", tuple(found))
+
+
+def _text_warmup(folder: Path, number: int, text: str) -> Warmup:
+    (folder / WARMUP_FOLDER).mkdir(exist_ok=True)
+    file = f"{number}_text"
+    (folder / WARMUP_FOLDER / file).write_bytes(warmup_bytes(text))
+    return Warmup(f"sample {number}", (WarmupInput("text", "BYTES", (1,), file),))

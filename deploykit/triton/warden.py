@@ -1,0 +1,93 @@
+"""The process that owns a server: it ends it when its own parent is gone, and sweeps up after it.
+
+It runs as a script of its own (`python -I -S warden.py SPEC`), so it imports nothing but the standard library. A process of
+its own, and not PR_SET_PDEATHSIG in the caller, because that signal follows the *thread* that started the child.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+__all__ = ["SHARED_MEMORY", "main", "remove_regions"]
+
+SHARED_MEMORY = Path("/dev/shm")
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+_CHECK_S = 0.5
+_ANSWERED_ALL = b"All models are stopped, unloading models"
+_AWAITED = {signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD}
+
+
+def remove_regions(prefix: str) -> None:
+    """Removes the shared-memory regions whose names begin with `prefix`: a killed stub leaves its own behind."""
+    for region in SHARED_MEMORY.glob(f"{prefix}*"):
+        region.unlink(missing_ok=True)
+
+
+def _become_server() -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _AWAITED)  # a blocked SIGTERM would stay blocked in the server
+
+
+def _start(spec: dict[str, Any]) -> subprocess.Popen[bytes]:
+    environment = dict(os.environ)
+    for name, folders in spec["prepend"].items():
+        environment[name] = os.pathsep.join([*folders, *filter(None, [environment.get(name)])])
+    environment.update(spec["environment"])
+    # The warden has one thread and outlives the server, so a preexec function and the death signal are safe here.
+    return subprocess.Popen(
+        spec["command"],
+        cwd=spec["scratch"],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+        preexec_fn=_become_server,  # noqa: PLW1509
+    )
+
+
+def _stop(server: subprocess.Popen[bytes], log: Path, grace_s: float) -> None:
+    """Ends the server once it has answered what it had accepted; unloading its models would take a second each."""
+    if server.poll() is None:
+        server.terminate()
+        deadline = time.monotonic() + grace_s
+        while server.poll() is None and _ANSWERED_ALL not in log.read_bytes() and time.monotonic() < deadline:
+            time.sleep(0.01)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(server.pid, signal.SIGKILL)  # with it its Python stubs
+    server.wait()
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            os.wait()  # the stubs, which came to this process when the server ended
+
+
+def main(argument: str) -> int:
+    """Runs the server of this JSON spec until it ends, SIGTERM comes or the parent is gone; returns its status."""
+    spec = json.loads(argument)
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, _AWAITED)
+    server = _start(spec)
+    try:
+        while server.poll() is None and os.getppid() == spec["parent"]:
+            received = signal.sigtimedwait(_AWAITED, _CHECK_S)
+            if received is not None and received.si_signo != signal.SIGCHLD:
+                break
+    finally:
+        _stop(server, Path(spec["log"]), spec["grace_s"])
+        remove_regions(spec["shm_prefix"])
+        shutil.rmtree(spec["scratch"], ignore_errors=True)
+    return server.returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

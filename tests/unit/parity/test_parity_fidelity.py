@@ -1,0 +1,257 @@
+"""The same weights in another form: what differs fails, and the worst sample is shown."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from scipy.special import rel_entr, softmax
+
+from deploykit.errors import ParityError
+from deploykit.parity.fidelity import TOLERANCES, compare_outputs, judge_labels, judge_tokenizer
+
+FP32 = 1e-4
+
+
+def logits(n: int = 20, labels: int = 5) -> NDArray[np.float32]:
+    return np.random.default_rng(0).normal(scale=4, size=(n, labels)).astype(np.float32)
+
+
+def test_equal_outputs_pass() -> None:
+    fidelity = compare_outputs({"logits": logits()}, {"logits": logits()}, FP32)
+    assert fidelity.verdict.outcome == "pass"
+    assert (fidelity.verdict.figure, fidelity.verdict.n, fidelity.verdict.limit) == (0.0, 20, FP32)
+    assert fidelity.tensors[0].min_cosine == pytest.approx(1)
+    assert fidelity.tensors[0].max_kl == 0
+
+
+def test_figures_are_what_they_say() -> None:
+    ours = logits()
+    theirs = ours.copy()
+    theirs[7, 2] += 0.5
+    fidelity = compare_outputs({"logits": ours}, {"logits": theirs}, FP32)
+    figures = fidelity.tensors[0]
+    assert figures.max_abs == pytest.approx(0.5, abs=1e-6)
+    assert (figures.p50_abs, figures.p50_rel) == (0, 0)
+    assert figures.max_rel == pytest.approx(0.5 / np.abs(ours[7]).max(), rel=1e-5)
+    assert figures.worst_sample == fidelity.worst_sample == 7
+    kl = rel_entr(softmax(ours[7].astype(float)), softmax(theirs[7].astype(float))).sum()
+    assert figures.max_kl == pytest.approx(kl, rel=1e-9)
+    assert figures.mean_kl == pytest.approx(kl / 20, rel=1e-9)
+    cosine = ours[7] @ theirs[7] / np.linalg.norm(ours[7]) / np.linalg.norm(theirs[7])
+    assert figures.min_cosine == pytest.approx(cosine, rel=1e-5)
+    assert fidelity.by_sample is not None
+    assert np.flatnonzero(fidelity.by_sample).tolist() == [7]
+
+
+def test_a_difference_beyond_the_tolerance_shows_the_worst_sample() -> None:
+    theirs = logits()
+    theirs[3, 1] += 0.01
+    theirs[11, 4] -= 0.02
+    verdict = compare_outputs({"logits": logits()}, {"logits": theirs}, FP32).verdict
+    assert verdict.outcome == "fail"
+    assert verdict.details[0].startswith("worst sample 11: 'logits' [4] ")
+    assert verdict.next_step
+
+
+@given(st.floats(1e-6, 1.0), st.integers(0, 19), st.integers(0, 4), st.booleans())
+def test_the_tolerance_decides(size: float, row: int, column: int, down: bool) -> None:
+    ours = np.zeros((20, 5))
+    theirs = ours.copy()
+    theirs[row, column] += -size if down else size
+    verdict = compare_outputs({"logits": ours}, {"logits": theirs}, 0.01).verdict
+    assert verdict.outcome == ("pass" if size <= 0.01 else "fail")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("tolerance", [FP32, 1e9, None])
+def test_row_48_nan_fails_and_shows_the_sample(value: float, tolerance: float | None) -> None:
+    theirs = logits()
+    theirs[13, 0] = value
+    fidelity = compare_outputs({"logits": logits()}, {"logits": theirs}, tolerance)
+    assert fidelity.verdict.outcome == "fail"
+    assert fidelity.worst_sample == 13
+    assert "NaN or infinity in 1 samples, first in 13" in fidelity.verdict.details[0]
+    assert "worst sample 13: 'logits' [0]" in fidelity.verdict.details[1]
+    assert fidelity.verdict.figure is None
+
+
+def test_row_48_nan_on_both_sides_still_fails() -> None:
+    broken = logits()
+    broken[:] = np.nan
+    assert compare_outputs({"logits": broken}, {"logits": broken}, FP32).verdict.outcome == "fail"
+
+
+@pytest.mark.parametrize("tolerance", [FP32, None])
+def test_row_48_another_dtype_fails_and_shows_the_worst_sample(tolerance: float | None) -> None:
+    theirs = logits().astype(np.float64)
+    theirs[4, 0] += 1e-6
+    fidelity = compare_outputs({"logits": logits()}, {"logits": theirs}, tolerance)
+    assert fidelity.verdict.outcome == "fail"
+    assert fidelity.verdict.details[0] == "'logits' is float64, not float32"
+    assert fidelity.worst_sample == 4
+    assert "float32" in fidelity.verdict.next_step
+
+
+def test_row_48_another_shape_fails_and_shows_a_sample() -> None:
+    fidelity = compare_outputs({"logits": logits()}, {"logits": logits()[:, :4]}, FP32)
+    assert fidelity.verdict.outcome == "fail"
+    assert fidelity.verdict.details == (
+        "'logits' has shape [20, 4], not [20, 5]",
+        "worst sample 0: 'logits' has 5 values in the reference, 4 in the candidate",
+    )
+
+
+@pytest.mark.parametrize(("rows", "sample"), [(17, 17), (0, 0)])
+def test_row_48_missing_samples_fail_and_the_first_missing_is_shown(rows: int, sample: int) -> None:
+    fidelity = compare_outputs({"logits": logits()}, {"logits": logits()[:rows]}, FP32)
+    assert fidelity.verdict.outcome == "fail"
+    assert fidelity.worst_sample == sample
+    assert "no such sample" in fidelity.verdict.details[-1]
+
+
+def test_row_48_surplus_samples_and_scalars_fail() -> None:
+    assert compare_outputs({"logits": logits()}, {"logits": logits(21)}, FP32).verdict.outcome == "fail"
+    assert (
+        compare_outputs({"logits": logits()}, {"logits": np.float32(1) * np.ones(())}, FP32).verdict.outcome == "fail"
+    )
+
+
+def test_row_48_labels_in_another_order_fail_and_are_recognised() -> None:
+    theirs = logits()[:, [0, 3, 2, 1, 4]]
+    fidelity = compare_outputs({"logits": logits()}, {"logits": theirs}, FP32)
+    assert fidelity.verdict.outcome == "fail"
+    assert "another label order" in fidelity.verdict.details[0]
+    assert "id2label" in fidelity.verdict.next_step
+    assert f"worst sample {fidelity.worst_sample}:" in fidelity.verdict.details[1]
+    assert fidelity.by_sample is not None
+    assert fidelity.worst_sample == fidelity.by_sample.argmax()
+
+
+def test_other_weights_are_not_taken_for_another_label_order() -> None:
+    fidelity = compare_outputs({"logits": logits()}, {"logits": logits()[::-1].copy()}, FP32)
+    assert fidelity.verdict.outcome == "fail"
+    assert not any("label order" in line for line in fidelity.verdict.details)
+
+
+def test_row_48_missing_and_surplus_outputs_fail() -> None:
+    missing = compare_outputs({"logits": logits(), "hidden": logits()}, {"logits": logits()}, FP32)
+    assert missing.verdict.outcome == "fail"
+    assert "output 'hidden' is missing" in missing.verdict.details
+    assert compare_outputs({"logits": logits()}, {}, FP32).verdict.outcome == "fail"
+    surplus = compare_outputs({"logits": logits()}, {"logits": logits(), "hidden": logits()}, FP32)
+    assert surplus.verdict.outcome == "fail"
+
+
+def test_whole_numbers_and_text_must_be_equal() -> None:
+    ids = np.arange(6).reshape(3, 2)
+    assert compare_outputs({"ids": ids}, {"ids": ids.copy()}, 2.0).verdict.outcome == "pass"
+    fidelity = compare_outputs({"ids": ids}, {"ids": ids + np.array([[0, 0], [0, 1], [0, 0]])}, 2.0)
+    assert fidelity.verdict.outcome == "fail"
+    assert fidelity.worst_sample == 1
+    text = np.array(["a", "b"])
+    assert compare_outputs({"label": text}, {"label": text}, FP32).verdict.outcome == "pass"
+    assert compare_outputs({"label": text}, {"label": text[::-1].copy()}, FP32).verdict.outcome == "fail"
+
+
+def test_the_worst_of_several_outputs_decides() -> None:
+    hidden = logits()
+    hidden[9] += 1
+    fidelity = compare_outputs({"logits": logits(), "hidden": logits()}, {"logits": logits(), "hidden": hidden}, FP32)
+    assert fidelity.verdict.outcome == "fail"
+    assert fidelity.worst_sample == 9
+    by_name = {tensor.name: tensor for tensor in fidelity.tensors}
+    assert by_name["logits"].max_abs == 0
+    assert by_name["hidden"].max_kl is None
+
+
+def test_int8_is_not_judged_by_its_numbers() -> None:
+    assert TOLERANCES["int8"] is None
+    fidelity = compare_outputs({"logits": logits()}, {"logits": logits() + np.float32(3)}, TOLERANCES["int8"])
+    assert fidelity.verdict.outcome == "pass"
+    assert fidelity.verdict.figure == pytest.approx(3, abs=1e-5)
+    assert fidelity.verdict.limit is None
+
+
+def test_values_that_overflow_a_difference_fail_and_do_not_crash() -> None:
+    huge = np.full((2, 2), 1e308)
+    fidelity = compare_outputs({"logits": huge}, {"logits": -huge}, 1.0)
+    assert fidelity.verdict.outcome == "fail"
+    assert fidelity.tensors[0].min_cosine == pytest.approx(-1)
+
+
+def test_zero_vectors_agree_with_each_other_only() -> None:
+    zero, one = np.zeros((1, 3)), np.ones((1, 3))
+    assert compare_outputs({"x": zero}, {"x": zero}, 2.0).tensors[0].min_cosine == 1
+    assert compare_outputs({"x": zero}, {"x": one}, 2.0).tensors[0].min_cosine == 0
+
+
+@pytest.mark.parametrize("reference", [{}, {"logits": logits(0)}, {"logits": logits()[:, :0]}, {"logits": np.ones(())}])
+def test_a_reference_of_nothing_is_an_error(reference: dict[str, np.ndarray]) -> None:
+    with pytest.raises(ParityError, match="no outputs"):
+        compare_outputs(reference, reference, FP32)
+
+
+@pytest.mark.parametrize("tolerance", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_tolerance_that_is_no_positive_number_is_refused(tolerance: float) -> None:
+    with pytest.raises(ParityError, match="tolerance"):
+        compare_outputs({"logits": logits()}, {"logits": logits()}, tolerance)
+
+
+def test_reference_outputs_of_unequal_length_are_refused() -> None:
+    with pytest.raises(ParityError, match="samples"):
+        compare_outputs({"a": logits(3), "b": logits(4)}, {}, FP32)
+
+
+def test_labels_alike_pass() -> None:
+    verdict = judge_labels(["a", "b"], ["a", "b"])
+    assert (verdict.outcome, verdict.figure, verdict.n) == ("pass", 0, 2)
+
+
+def test_row_48_labels_in_another_order_fail_and_name_the_first() -> None:
+    verdict = judge_labels(["a", "b", "c"], ["a", "c", "b"])
+    assert (verdict.outcome, verdict.figure) == ("fail", 2)
+    assert verdict.details == (
+        "label 1 is 'b' in the reference and 'c' in the candidate",
+        "the same labels in another order",
+    )
+
+
+@pytest.mark.parametrize("candidate", [["a"], ["a", "b", "c"], ["a", "x"], []])
+def test_row_48_other_labels_fail(candidate: list[str]) -> None:
+    verdict = judge_labels(["a", "b"], candidate)
+    assert verdict.outcome == "fail"
+    assert verdict.details[1] == "not the same labels"
+
+
+def test_no_labels_are_an_error() -> None:
+    with pytest.raises(ParityError, match="no labels"):
+        judge_labels([], [])
+
+
+def test_row_49_equal_tokens_pass() -> None:
+    verdict = judge_tokenizer([[101, 5, 102], []], [[101, 5, 102], []])
+    assert (verdict.outcome, verdict.n) == ("pass", 2)
+
+
+def test_row_49_another_tokenizer_fails_and_the_first_message_is_named() -> None:
+    verdict = judge_tokenizer([[1, 2, 3], [1, 4, 3], [1, 5, 3]], [[1, 2, 3], [1, 9, 3], [1, 8, 3]])
+    assert (verdict.outcome, verdict.figure) == ("fail", 2)
+    assert verdict.details == ("2 of 3 messages differ", "message 1: token 1 is 9, not 4")
+    assert "tokenizer.json" in verdict.next_step
+
+
+def test_row_49_another_truncation_fails() -> None:
+    verdict = judge_tokenizer([[1, 2, 3, 4]], [[1, 2]])
+    assert verdict.details[1] == "message 0: 2 tokens, not 4, alike until one ends"
+
+
+def test_row_49_no_tokens_are_an_error() -> None:
+    with pytest.raises(ParityError, match="nothing to compare"):
+        judge_tokenizer([], [])
+    with pytest.raises(ParityError, match="no tokens"):
+        judge_tokenizer([[], []], [[], []])
+    with pytest.raises(ParityError, match="1 of the reference against 2"):
+        judge_tokenizer([[1]], [[1], [2]])

@@ -1,0 +1,132 @@
+"""A drop passes only when it is shown to be below the margin."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from deploykit.errors import ParityError
+from deploykit.parity.intervals import paired_drop_lower, paired_drop_upper
+from deploykit.parity.noninferiority import discordant_counts, items_needed, judge_drop
+
+Pair = tuple[NDArray[np.bool_], NDArray[np.bool_]]
+
+
+def pairs(b: int, c: int, n: int) -> Pair:
+    """n items, b right to wrong, c wrong to right, the rest right on both sides."""
+    reference, candidate = np.ones(n, dtype=np.bool_), np.ones(n, dtype=np.bool_)
+    candidate[:b] = False
+    reference[b : b + c] = False
+    return reference, candidate
+
+
+def test_no_change_on_3080_items_passes_a_point() -> None:
+    verdict = judge_drop(*pairs(0, 0, 3080), margin=0.01)
+    assert verdict.outcome == "pass"
+    assert verdict.figure == 0
+    assert verdict.bound == pytest.approx(0.00088, abs=5e-6)
+    assert (verdict.n, verdict.limit, verdict.next_step) == (3080, 0.01, "")
+
+
+def test_no_change_on_ten_items_is_inconclusive_and_says_how_many_would_do() -> None:
+    verdict = judge_drop(*pairs(0, 0, 10), margin=0.01)
+    assert verdict.outcome == "inconclusive"
+    assert "about 270 items" in verdict.next_step
+    assert "about" not in verdict.check
+
+
+def test_a_drop_shown_to_exceed_the_margin_fails() -> None:
+    verdict = judge_drop(*pairs(120, 20, 3080), margin=0.01)
+    assert verdict.outcome == "fail"
+    assert paired_drop_lower(120, 20, 3080) > 0.01
+
+
+def test_a_drop_above_the_margin_but_not_shown_is_inconclusive_and_more_items_will_not_help() -> None:
+    verdict = judge_drop(*pairs(6, 0, 400), margin=0.01)
+    assert verdict.outcome == "inconclusive"
+    assert "unless the true drop is smaller" in verdict.next_step
+
+
+def test_an_insignificant_difference_is_not_a_pass() -> None:
+    # Three lost of 60: McNemar's test says p = 0.25, and a drop of ten points is quite possible.
+    assert judge_drop(*pairs(3, 0, 60), margin=0.05).outcome == "inconclusive"
+
+
+def test_an_exactly_met_margin_does_not_pass() -> None:
+    margin = paired_drop_upper(4, 2, 500)
+    assert judge_drop(*pairs(4, 2, 500), margin=margin).outcome == "inconclusive"
+
+
+def test_a_margin_of_nothing_needs_a_better_model() -> None:
+    assert judge_drop(*pairs(0, 0, 3080), margin=0.0).outcome == "inconclusive"
+    assert judge_drop(*pairs(1, 40, 3080), margin=0.0).outcome == "pass"
+
+
+@given(st.integers(1, 3000), st.data(), st.sampled_from([0.005, 0.01, 0.05]))
+def test_items_needed_are_just_enough(n: int, data: st.DataObject, margin: float) -> None:
+    b = data.draw(st.integers(0, min(n, 60)))
+    c = data.draw(st.integers(0, min(n - b, 60)))
+    needed = items_needed(b, c, n, margin)
+    if needed is None:
+        assert (b - c) / n >= margin
+    else:
+        assert paired_drop_upper(b / n * needed, c / n * needed, needed) < margin + 1e-12
+        if needed > 1:
+            fewer = needed - 1
+            assert paired_drop_upper(b / n * fewer, c / n * fewer, fewer) > margin - 1e-12
+
+
+@given(st.integers(1, 2000), st.data(), st.sampled_from([0.0, 0.01, 0.1]))
+def test_the_outcome_follows_from_the_bounds(n: int, data: st.DataObject, margin: float) -> None:
+    b = data.draw(st.integers(0, n))
+    c = data.draw(st.integers(0, n - b))
+    verdict = judge_drop(*pairs(b, c, n), margin=margin)
+    upper, lower = paired_drop_upper(b, c, n), paired_drop_lower(b, c, n)
+    assert verdict.bound == upper
+    assert (verdict.outcome == "pass") == (upper < margin)
+    assert (verdict.outcome == "fail") == (lower > margin)
+    assert bool(verdict.next_step) == (verdict.outcome != "pass")
+
+
+def test_a_true_drop_at_the_margin_passes_at_most_one_time_in_twenty() -> None:
+    # 1.5 % lost and 0.5 % won is a true drop of exactly one point; 0.0575 leaves room for 4,000 draws (2.5 sigma).
+    draws = np.random.default_rng(11).multinomial(3080, [0.015, 0.005, 0.98], size=4000)
+    outcomes, counts = np.unique(draws[:, :2], axis=0, return_counts=True)
+    passed = sum(
+        int(count)
+        for (b, c), count in zip(outcomes.tolist(), counts, strict=True)
+        if judge_drop(*pairs(b, c, 3080), margin=0.01).outcome == "pass"
+    )
+    assert passed / 4000 <= 0.0575
+
+
+def test_counts_are_of_both_directions() -> None:
+    reference = np.array([True, True, False, False, True])
+    candidate = np.array([True, False, True, False, False])
+    assert discordant_counts(reference, candidate) == (2, 1, 5)
+
+
+def test_an_empty_comparison_is_an_error() -> None:
+    nothing = np.zeros(0, dtype=np.bool_)
+    with pytest.raises(ParityError, match="nothing to compare"):
+        judge_drop(nothing, nothing, margin=0.01)
+
+
+def test_arrays_that_are_not_bool_are_refused() -> None:
+    # A share of NaN would otherwise count as right: NaN is true.
+    floats = np.full(10, np.nan)
+    with pytest.raises(ParityError, match="not bool"):
+        judge_drop(np.ones(10, dtype=np.bool_), floats, margin=0.01)  # type: ignore[arg-type]
+    with pytest.raises(ParityError, match="not bool"):
+        judge_drop(np.ones((5, 2), dtype=np.bool_), np.ones((5, 2), dtype=np.bool_), margin=0.01)
+    with pytest.raises(ParityError, match="5 of the reference against 4"):
+        judge_drop(*pairs(0, 0, 5)[:1], pairs(0, 0, 4)[1], margin=0.01)
+
+
+@pytest.mark.parametrize("margin", [-0.01, 1.0, 1, float("nan")])
+def test_a_margin_that_is_no_fraction_is_refused(margin: float) -> None:
+    with pytest.raises(ParityError, match="margin"):
+        judge_drop(*pairs(0, 0, 10), margin=margin)

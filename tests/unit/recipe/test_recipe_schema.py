@@ -1,0 +1,99 @@
+"""The schema by itself: defaults, limits, the JSON schema, tasks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from importlib.metadata import EntryPoints
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from deploykit.recipe import Data, Finetune, Package, Recipe, Serve, json_schema
+from deploykit.recipe import schema as recipe_schema
+from deploykit.recipe.schema import SECTIONS, Section
+
+
+def recipe(**changes: Any) -> Recipe:
+    given: dict[str, Any] = {"task": "text-classification", "model": "some/model", "data": Data(train="train.csv")}
+    return Recipe(**{**given, **changes})
+
+
+def described(node: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for name, definition in {"Recipe": node, **node["$defs"]}.items():
+        for key, value in definition.get("properties", {}).items():
+            yield f"{name}.{key}", {**node["$defs"].get(value.get("$ref", "").rpartition("/")[2], {}), **value}
+
+
+def test_values_never_change() -> None:
+    with pytest.raises(ValidationError):
+        recipe().seed = 3  # type: ignore[misc]
+    with pytest.raises(ValidationError):
+        recipe().data.train = "other.csv"  # type: ignore[misc]
+
+
+def test_every_key_has_a_description_in_the_json_schema() -> None:
+    keys = dict(described(json_schema()))
+    assert len(keys) == len(Recipe.model_fields) + sum(len(section.model_fields) for section in SECTIONS.values())
+    assert [key for key, value in keys.items() if not value.get("description")] == []
+
+
+def test_the_json_schema_is_json_and_refuses_unknown_keys() -> None:
+    schema = json.loads(json.dumps(json_schema()))
+    assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
+    assert schema["title"] == "deploykit recipe"
+    assert schema["additionalProperties"] is False
+    assert all(section["additionalProperties"] is False for section in schema["$defs"].values())
+    assert sorted(schema["required"]) == ["data", "model", "task"]
+    assert schema["$defs"]["Data"]["required"] == ["train"]
+
+
+def test_every_default_is_valid() -> None:
+    for section in (section for key, section in SECTIONS.items() if key != "data"):
+        assert isinstance(section(), Section)
+        assert section.model_validate(section().model_dump()) == section()
+
+
+def test_a_recipe_comes_back_from_json() -> None:
+    original = recipe(package=Package(preferred_batch_size=(4, 8)), finetune=Finetune(early_stopping=2))
+    assert Recipe.model_validate_json(original.model_dump_json()) == original
+
+
+@pytest.mark.parametrize("value", [0, 0.0, -0.1, 0.51, True, None, [], float("nan"), float("inf"), " "])
+def test_a_held_out_part_is_a_file_or_a_fraction_up_to_a_half(value: object) -> None:
+    with pytest.raises(ValidationError) as caught:
+        Data(train="train.csv", validation=value)  # type: ignore[arg-type]
+    assert caught.value.error_count() == 1
+    assert caught.value.errors()[0]["loc"] == ("validation",)
+
+
+@pytest.mark.parametrize("engine", ["auto", "none", "grpc://localhost:8001", "https://triton.example:8000/path"])
+def test_engines(engine: str) -> None:
+    assert Serve(engine=engine).engine == engine
+
+
+@pytest.mark.parametrize("engine", ["", "http://", "ftp://host", "localhost:8001", "Docker"])
+def test_other_engines_are_refused(engine: str) -> None:
+    with pytest.raises(ValidationError):
+        Serve(engine=engine)
+
+
+@pytest.mark.parametrize("name", ["..", "a/b", " ", "a\nb", "a\0b", ".hidden"])
+def test_row_15_names_that_are_no_model_names_are_refused(name: str) -> None:
+    with pytest.raises(ValidationError, match="name"):
+        recipe(name=name)
+
+
+def test_row_45_the_largest_batch_bounds_the_preferred_ones() -> None:
+    assert Package(max_batch_size=8, preferred_batch_size=(8,)).preferred_batch_size == (8,)
+    with pytest.raises(ValidationError, match=r"must not be above max_batch_size \(8\): 9"):
+        Package(max_batch_size=8, preferred_batch_size=(9,))
+    with pytest.raises(ValidationError, match="twice"):
+        Package(preferred_batch_size=(4, 4))
+
+
+def test_without_registered_tasks_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recipe_schema, "entry_points", lambda group: EntryPoints(()))
+    with pytest.raises(ValidationError, match="no task is registered"):
+        recipe()
