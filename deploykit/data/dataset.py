@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["LabelledData", "load_data"]
+__all__ = ["LabelledData", "hold_out", "load_data", "load_training_data"]
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +43,7 @@ def load_data(section: Data, seed: int, base: Path = Path()) -> tuple[LabelledDa
         if isinstance(wanted, str):
             parts[part] = read_rows(_located(wanted, base), columns)
         else:
-            train, parts[part] = _held_out(train, wanted, seed, part)
+            train, parts[part] = hold_out(train, wanted, seed, part)
     report = check_data(train, parts["validation"], parts["test"], strict=section.strict)
     return LabelledData(train, parts["validation"], parts["test"], label_names), report
 
@@ -53,7 +53,28 @@ def _located(reference: str, base: Path) -> str:
     return str(base / path) if path is not None and (base / path).exists() else reference
 
 
-def _held_out(train: Table, fraction: float, seed: int, part: str) -> tuple[Table, Table]:
+def load_training_data(train: str, validation: float | str, columns: Columns, seed: int) -> LabelledData:
+    """Rows to train on and rows to watch, for a training by itself; the latter stand in for the test rows too.
+
+    Raises:
+        DataError: the data can't be read or used; names the file and row.
+    """
+    rows = read_rows(train, columns)
+    label_names = tuple(check_table(rows).classes)
+    if isinstance(validation, str):
+        watched = read_rows(validation, columns)
+    else:
+        rows, watched = hold_out(rows, validation, seed, "validation")
+    check_data(rows, watched, watched, strict=False)
+    return LabelledData(rows, watched, watched, label_names)
+
+
+def hold_out(train: Table, fraction: float, seed: int, part: str) -> tuple[Table, Table]:
+    """The rows that stay and those held out, each class in its proportion.
+
+    Raises:
+        DataError: too few rows to hold any out.
+    """
     kept, held_out = split_validation(train.labels or (), fraction, seed)
     if len(held_out) == 0:
         raise DataError(

@@ -127,11 +127,8 @@ def export_onnx(
         )
     good = differences["model.onnx"] <= TOLERANCE
     if not good:
-        listener(
-            Warn(
-                f"the fused graph differs from PyTorch by {differences['model.onnx']:.2g}: the plain one is used instead"
-            )
-        )
+        differs = f"the fused graph differs from PyTorch by {differences['model.onnx']:.2g}"
+        listener(Warn(f"{differs}: the plain one is used instead"))
         shutil.copy2(out / "plain.onnx", out / "model.onnx")
     shipped = fused_proto if good else plain_proto
     preflight(out / "model.onnx", target)

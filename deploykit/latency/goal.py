@@ -60,7 +60,7 @@ def _simple(limit: str, wanted: float, reached: float, met: bool, note: str) -> 
 
 
 def _percentile(limit: str, wanted: float, samples: Samples, q: float, confidence: float) -> GoalCheck:
-    """A limit on a percentile: the number of samples above it must be too few for a true rate of 1 - q (MLPerf's rule)."""
+    """A limit on a percentile: too few samples above it for a true rate of 1 - q (MLPerf's early-stopping rule)."""
     from scipy.stats import binom
 
     values = np.concatenate(samples.blocks)
@@ -70,8 +70,6 @@ def _percentile(limit: str, wanted: float, samples: Samples, q: float, confidenc
         return GoalCheck(limit, wanted, reached, "pass", f"{over} of {len(values)} above {wanted:g} ms")
     if binom.sf(over - 1, len(values), 1 - q) <= 1 - confidence:
         return GoalCheck(limit, wanted, reached, "fail", f"{over} of {len(values)} above {wanted:g} ms")
-    needed = int(np.ceil(np.log(1 - confidence) / np.log(q)))
-    return GoalCheck(
-        limit, wanted, reached, "inconclusive",
-        f"{over} of {len(values)} above {wanted:g} ms: too few messages to tell; set latency.messages to {max(needed, 4 * len(values))}",
-    )  # fmt: skip
+    needed = max(int(np.ceil(np.log(1 - confidence) / np.log(q))), 4 * len(values))
+    note = f"{over} of {len(values)} above {wanted:g} ms: too few messages to tell; set latency.messages to {needed}"
+    return GoalCheck(limit, wanted, reached, "inconclusive", note)

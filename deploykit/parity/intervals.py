@@ -72,17 +72,15 @@ def paired_drop_lower(b: float, c: float, n: float, confidence: float = 0.95) ->
 def paired_drop_variance(b_rate: float, c_rate: float, delta: float) -> float:
     """The variance of one pair's difference where the true drop is delta, at the likeliest rates that allow it.
 
-    It is 2q + delta * (1 - delta), q the maximum likelihood estimate of the rarer direction's rate under that drop
+    It is 2q + delta * (1 - delta), q the maximum likelihood estimate of the rate of wrong to right under that drop
     (Tango 1998, section 2). Only the rates matter, so it also says what more items would give.
     """
-    if delta < 0:
-        b_rate, c_rate, delta = c_rate, b_rate, -delta
     linear = delta * (2 - b_rate + c_rate) - b_rate - c_rate
     constant = c_rate * delta * (1 - delta)
     root = math.sqrt(max(0.0, linear * linear + 8 * constant))
     # Two forms of one root: each avoids subtracting nearly equal numbers on its side.
-    rarer = (root - linear) / 4 if linear <= 0 else 2 * constant / (root + linear)
-    return max(0.0, 2 * rarer + delta * (1 - delta))
+    q = (root - linear) / 4 if linear <= 0 else 2 * constant / (root + linear)
+    return max(0.0, 2 * q + delta * (1 - delta))
 
 
 def clopper_pearson(k: float, n: float, confidence: float = 0.95) -> tuple[float, float]:

@@ -14,6 +14,7 @@ from pydantic import JsonValue
 
 from deploykit.artifacts.digest import digest_json
 from deploykit.data.identity import data_identity
+from deploykit.export.compatibility import limits_from_target
 from deploykit.machine import instruction_set, usable_cores
 from deploykit.recipe import Recipe
 from deploykit.runners.checkpoint import resolve_model
@@ -70,24 +71,27 @@ class Plan:
         return next(step for step in self.steps if step.stage == stage)
 
 
-def make_plan(recipe: Recipe, base: Path) -> Plan:
+def make_plan(recipe: Recipe, base: Path, *, download: bool = True) -> Plan:
     """The plan of a recipe.
 
     Args:
         recipe: the checked recipe.
         base: the folder that its relative paths start from.
+        download: fetch a hub model that is not on this machine, whose commit the keys need.
 
     Raises:
+        UsageError: the target is no known Triton release.
         DataError: a data file is not there.
         ModelError: the model is not there.
     """
+    limits_from_target(recipe.export.target)
     dump = recipe.model_dump(mode="json")
     data = dump["data"]
     files = {
         part: data_identity(data[part], base) for part in ("train", "test", "validation") if isinstance(data[part], str)
     }
     machine: dict[str, JsonValue] = {"instruction_set": instruction_set(), "cores": usable_cores()}
-    model = resolve_model(recipe.model, base).identity
+    model = resolve_model(recipe.model, base, download=download).identity
     task: dict[str, JsonValue] = {"task": recipe.task}
     settings: dict[Stage, dict[str, JsonValue]] = {
         "data": {

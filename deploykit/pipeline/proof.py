@@ -191,6 +191,8 @@ def _check_served(
     singles = [[index] for index in range(len(texts))]
     checks, served = [], None
     for protocol, url in (("gRPC", urls.grpc), ("HTTP", urls.http)):
+        if url is None:  # a running server was named by its other address
+            continue
         found = run_target(Target("triton", f"{url}/{name}", task=task.name), texts, task, (), singles, steps)
         logits = task.output
         identity = compare_answers(
@@ -203,7 +205,9 @@ def _check_served(
         checks.append(identity.verdict)
         served = served or found
     assert served is not None
-    loaded = _under_load(lambda: open_runner(Target("triton", f"{urls.grpc}/{name}", task=task.name)), texts, steps)
+    loaded = _under_load(
+        lambda: open_runner(Target("triton", f"{urls.grpc or urls.http}/{name}", task=task.name)), texts, steps
+    )
     flips = judge_flips(served.answers, loaded, max_flips, confidence)
     checks.append(replace(flips, check=f"answers under {CLIENTS} clients against given singly"))
     changed = sum(ours != theirs for ours, theirs in zip(served.answers, loaded, strict=True))

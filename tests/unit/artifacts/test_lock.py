@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -19,30 +18,27 @@ from deploykit.events import Event, Note, Warn
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
 
-def child_that(action: Callable[[], None]) -> int:
-    """Runs the action in a process of its own, which then sleeps until it is killed; returns once the action is done."""
-    done, signal_done = os.pipe()
+def child_that_holds(path: Path) -> int:
+    """The number of a process that has the lock and keeps it until it is killed."""
+    held, say_held = os.pipe()
     pid = os.fork()
     if pid == 0:
         try:
-            action()
-            os.write(signal_done, b"x")
-            signal.pause()
+            signal.alarm(60)
+            with exclusive(path):
+                os.write(say_held, b"x")
+                signal.pause()
         finally:
             os._exit(1)
-    os.close(signal_done)
-    assert os.read(done, 1) == b"x"
-    os.close(done)
+    os.close(say_held)
+    assert os.read(held, 1) == b"x"
+    os.close(held)
     return pid
 
 
 def kill(pid: int) -> None:
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
-
-
-def hold(path: Path) -> Callable[[], None]:
-    return lambda: exclusive(path).__enter__()
 
 
 def test_lock_leaves_no_note_and_can_be_taken_again(tmp_path: Path) -> None:
@@ -64,7 +60,7 @@ def test_thread_that_holds_it_goes_straight_on(tmp_path: Path) -> None:
 @needs_fork
 def test_row_11_waiting_says_for_whom_and_row_12_death_frees_the_lock(tmp_path: Path) -> None:
     path = tmp_path / "a.lock"
-    pid = child_that(hold(path))
+    pid = child_that_holds(path)
     heard: list[Event] = []
 
     def listener(event: Event) -> None:

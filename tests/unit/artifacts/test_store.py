@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,20 @@ def make(store: Store, key: str = KEY, text: str = "weights") -> Artifact:
         draft.info["nodes"] = 12
     assert draft.artifact is not None
     return draft.artifact
+
+
+def forked(action: Callable[[], None]) -> int:
+    """The number of a process that does this and ends with status 0, or with 1 after an exception."""
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            signal.alarm(60)
+            action()
+            status = 0
+        finally:
+            os._exit(status)
+    return pid
 
 
 def warnings(heard: list[Event]) -> list[str]:
@@ -54,9 +69,14 @@ def test_what_was_made_is_found_with_its_manifest(tmp_path: Path) -> None:
 
 def test_failure_is_never_cached(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    with pytest.raises(RuntimeError, match="stop"), store.create("export", KEY, settings={}) as draft:
-        (draft.path / "model.onnx").write_text("half")
-        raise RuntimeError("stop")
+
+    def fail_half_way() -> None:
+        with store.create("export", KEY, settings={}) as draft:
+            (draft.path / "model.onnx").write_text("half")
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        fail_half_way()
     assert store.find("export", KEY) is None
     assert os.listdir(tmp_path / ".staging") == []
     assert store.artifacts() == []
@@ -75,14 +95,15 @@ def test_workspace_outlives_a_failure_and_goes_with_success(tmp_path: Path) -> N
 
 def test_row_28_stage_without_its_outputs_fails_and_is_not_cached(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    expects = ["model.onnx", "tokenizer.json", "extra"]
-    with (
-        pytest.raises(ArtifactError, match=r"export ended without its outputs: tokenizer\.json, extra"),
-        store.create("export", KEY, settings={}, expects=expects) as draft,
-    ):
-        (draft.path / "model.onnx").write_text("x")
-        (draft.path / "tokenizer.json").touch()
-        (draft.path / "extra").mkdir()
+
+    def forget_two() -> None:
+        with store.create("export", KEY, settings={}, expects=["model.onnx", "tokenizer.json", "extra"]) as draft:
+            (draft.path / "model.onnx").write_text("x")
+            (draft.path / "tokenizer.json").touch()
+            (draft.path / "extra").mkdir()
+
+    with pytest.raises(ArtifactError, match=r"export ended without its outputs: tokenizer\.json, extra"):
+        forget_two()
     assert store.find("export", KEY) is None
 
 
@@ -207,11 +228,12 @@ def test_row_4_store_across_filesystems_is_refused_before_the_stage_works(
 
 @needs_fork
 def test_row_6_what_a_killed_process_left_is_swept(tmp_path: Path) -> None:
-    pid = os.fork()
-    if pid == 0:
+    def die_half_way() -> None:
         with Store(tmp_path).create("export", KEY, settings={}) as draft:
             (draft.path / "half").write_text("x")
             os.kill(os.getpid(), signal.SIGKILL)
+
+    pid = forked(die_half_way)
     os.waitpid(pid, 0)
     assert len(os.listdir(tmp_path / ".staging")) == 1
     heard: list[Event] = []
@@ -226,16 +248,18 @@ def test_row_6_what_a_killed_process_left_is_swept(tmp_path: Path) -> None:
 def test_row_11_second_process_waits_and_finds_what_the_first_made(tmp_path: Path) -> None:
     claimed, say_claimed = os.pipe()
     go_on, say_go_on = os.pipe()
-    pid = os.fork()
-    if pid == 0:
+
+    def make_when_told() -> None:
         store = Store(tmp_path)
         with store.claim("export", KEY) as found:
+            assert found is None
             os.write(say_claimed, b"x")
             os.read(go_on, 1)
-            if found is None:
-                make(store, text="by the first")
-        os._exit(0)
-    os.read(claimed, 1)
+            make(store, text="by the first")
+
+    pid = forked(make_when_told)
+    os.close(say_claimed)
+    assert os.read(claimed, 1) == b"x"
     heard: list[Event] = []
 
     def listener(event: Event) -> None:

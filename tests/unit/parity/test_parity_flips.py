@@ -64,7 +64,14 @@ def test_answers_may_be_any_hashable() -> None:
 
 @pytest.mark.parametrize(
     ("changed", "n", "outcome"),
-    [(0, 3080, "pass"), (4, 3080, "pass"), (5, 3080, "inconclusive"), (30, 3080, "fail"), (0, 500, "inconclusive")],
+    [
+        (0, 3080, "pass"),
+        (4, 3080, "pass"),
+        (5, 3080, "inconclusive"),
+        (12, 3080, "inconclusive"),  # above the limit, but not shown to be
+        (30, 3080, "fail"),
+        (0, 500, "inconclusive"),
+    ],
 )
 def test_flips_are_judged_by_their_binomial_bounds(changed: int, n: int, outcome: str) -> None:
     verdict = judge_flips(*answers(changed, n), limit=0.003)

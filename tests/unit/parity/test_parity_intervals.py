@@ -200,6 +200,7 @@ def test_clopper_pearson_is_that_of_scipy() -> None:
 
 def test_rule_of_three() -> None:
     assert clopper_pearson_upper(0, 3080) == pytest.approx(1 - 0.05 ** (1 / 3080), rel=1e-9)
+    assert clopper_pearson_lower(1, 3080) == pytest.approx(1 - 0.95 ** (1 / 3080), rel=1e-9)
     assert clopper_pearson_lower(3080, 3080) == pytest.approx(0.05 ** (1 / 3080), rel=1e-9)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import pickle
-import resource
 import struct
 import sys
 from collections.abc import Callable
@@ -102,6 +101,8 @@ def test_without_weights_the_message_names_what_is_missing(checkpoint: Path) -> 
 @pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS binds on Linux")
 @pytest.mark.parametrize("declared", [2**63, 99_999_999, 100_000_001])
 def test_row_35_oversized_header_is_refused_without_allocating_it(checkpoint: Path, declared: int) -> None:
+    import resource
+
     write_safetensors(checkpoint / "model.safetensors", {}, declared=declared)
     before = resource.getrlimit(resource.RLIMIT_AS)
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()

@@ -1,7 +1,7 @@
 """Triton backend `onnxruntime` of the embedded server: runs an ONNX file as NVIDIA's native backend runs it.
 
-Triton loads this file where it finds no `libtriton_onnxruntime.so`, and runs it in a stub process, one for each instance.
-It honours the parameters that the native backend documents, and refuses at load what the native backend refuses.
+Triton loads this file where it finds no `libtriton_onnxruntime.so`, and runs it in a stub process for each instance. It
+honours the parameters that the native backend documents, and refuses at load what the native backend refuses.
 """
 
 from __future__ import annotations

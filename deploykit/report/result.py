@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Figures", "RunResult", "Shipped", "model_size_mb"]
+__all__ = ["Figures", "GoalOutcome", "RunResult", "Shipped", "exit_code_of", "model_size_mb"]
 
 from pathlib import Path
 from typing import Literal
@@ -14,6 +14,7 @@ from deploykit.parity.verdict import Outcome
 
 _WEIGHTS = ("model.onnx", "model.safetensors", "pytorch_model.bin")
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
+_UNITS = {"speedup": "x", "p50_ms": " ms", "p99_ms": " ms", "size_mb": " MB"}
 
 
 class _Model(BaseModel):
@@ -53,6 +54,23 @@ class GoalOutcome(_Model):
     outcome: Outcome
     note: str
 
+    @property
+    def wanted_in_words(self) -> str:
+        """The limit and its direction: "at least 20x", "at most 5 ms"."""
+        return f"at {'least' if self.limit == 'speedup' else 'most'} {self._worded(self.wanted)}"
+
+    @property
+    def reached_in_words(self) -> str:
+        """The figure and its distance from the limit: "7.4x, 12.6x too low"."""
+        reached = self._worded(self.reached)
+        if self.outcome != "fail":
+            return reached
+        direction = "low" if self.reached < self.wanted else "high"
+        return f"{reached}, {self._worded(abs(self.wanted - self.reached))} too {direction}"
+
+    def _worded(self, value: float) -> str:
+        return f"{value:.4g}{_UNITS.get(self.limit, '')}"
+
 
 class RunResult(_Model):
     """What `deploykit run` prints."""
@@ -77,12 +95,6 @@ class RunResult(_Model):
     parity: str = Field(description="the parity report with every check and changed sample")
     report: str = Field(description="the page for people")
     exit_code: int
-
-    def next_command(self) -> str:
-        """What to type next."""
-        if self.package is None:
-            return f"deploykit report {Path(self.report).parent}" if self.verdict == "pass" else "see the checks above"
-        return f"deploykit serve {Path(self.package).parents[1]}"
 
 
 def exit_code_of(verdict: Outcome, goals: tuple[GoalOutcome, ...]) -> ExitCode:

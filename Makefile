@@ -1,0 +1,44 @@
+# make demo: the main job on the shipped data. make test: all tests. Both set up .venv/ first.
+PYTHON ?= $(shell for p in python3.12 python3.11 python3.13 python3; do \
+  $$p -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo $$p && break; done)
+BIN := .venv/bin
+EXTRAS ?= dev
+
+.PHONY: setup demo test lint bench docs gpu-check clean
+
+setup: .venv/ready
+
+.venv/ready: pyproject.toml
+	@test -n "$(PYTHON)" || { echo "needs Python 3.11 to 3.13 with venv: install one, or make PYTHON=/path/to/python3.11"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS)]'
+	$(BIN)/deploykit doctor --install-triton
+	@touch $@
+
+demo: setup
+	$(BIN)/deploykit run recipes/quickstart.yaml
+	$(BIN)/deploykit ask support_intents --repository model_repository --top-k 2 \
+	  "hi, my parcel should have been here on monday, where is it??" \
+	  "I was charged twice for the same order, please give me the money back" \
+	  "what is the capital of Peru?"
+
+test: setup
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: setup
+	$(BIN)/python benchmarks/banking77.py
+	$(BIN)/python benchmarks/serving.py
+
+docs: setup
+	$(BIN)/python docs/generate_reference.py
+
+gpu-check: setup
+	$(BIN)/python benchmarks/gpu_check.py
+
+clean:
+	rm -rf .venv .deploykit .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,65 @@
+"""`deploykit ask`."""
+
+from __future__ import annotations
+
+__all__ = ["command"]
+
+import contextlib
+from pathlib import Path
+
+import click
+
+from deploykit.cli.options import as_json
+
+
+@click.command("ask")
+@click.argument("model")
+@click.argument("messages", nargs=-1, required=True, metavar="TEXT...")
+@click.option("--url", default="grpc://127.0.0.1:8001", show_default=True, help="The server: grpc:// or http://.")
+@click.option(
+    "--repository", type=click.Path(path_type=Path), help="Start an embedded Triton on this repository, ask, stop it."
+)
+@click.option("--top-k", type=click.IntRange(1), default=1, show_default=True, help="How many labels.")
+@click.option(
+    "--timeout", "timeout_s", type=float, default=10.0, show_default=True, help="Seconds to wait for an answer."
+)
+@as_json
+def command(
+    model: str,
+    messages: tuple[str, ...],
+    url: str,
+    repository: Path | None,
+    top_k: int,
+    timeout_s: float,
+    as_json: bool,
+) -> int:
+    """Send TEXT to MODEL on a Triton server and print its label and score."""
+    import json
+
+    from deploykit.cli.render import Screen
+    from deploykit.runners.triton_client import TritonClient
+    from deploykit.triton.engines import open_server
+
+    with contextlib.ExitStack() as stack:
+        if repository is not None:
+            screen = stack.enter_context(Screen())
+            server = stack.enter_context(open_server("embedded", repository, (model,), listener=screen))
+            url = server.urls.grpc or url
+        client = stack.enter_context(TritonClient(url, timeout_s=timeout_s))
+        answers = client.ask(model, list(messages), top_k=top_k)
+    if as_json:
+        rows = [
+            {
+                "text": text,
+                "label": answer.label,
+                "score": answer.score,
+                "alternatives": [{"label": label, "score": score} for label, score in answer.alternatives],
+            }
+            for text, answer in zip(messages, answers, strict=True)
+        ]
+        click.echo(json.dumps({"model": model, "answers": rows}, indent=1, ensure_ascii=False))
+        return 0
+    for text, answer in zip(messages, answers, strict=True):
+        others = "".join(f", {label} {score:.1%}" for label, score in answer.alternatives)
+        click.echo(f"{answer.label} ({answer.score:.1%}{others})  {text}")
+    return 0

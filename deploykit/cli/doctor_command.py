@@ -1,0 +1,39 @@
+"""`deploykit doctor`."""
+
+from __future__ import annotations
+
+__all__ = ["command"]
+
+import click
+
+from deploykit.cli.options import as_json
+
+
+@click.command("doctor")
+@click.option("--install-triton", is_flag=True, help="Install the embedded Triton server into the user's cache now.")
+@as_json
+def command(install_triton: bool, as_json: bool) -> int:
+    """Say what this machine has, what is missing, and the command that adds it."""
+    import dataclasses
+    import json
+
+    from deploykit.pipeline.doctor import examine
+
+    if install_triton:
+        from deploykit.cli.render import Screen
+        from deploykit.triton.embedded import ensure_installed
+
+        with Screen() as screen:
+            ensure_installed(listener=screen)
+    findings = examine()
+    if as_json:
+        click.echo(json.dumps({"findings": [dataclasses.asdict(finding) for finding in findings]}, indent=1))
+    else:
+        for finding in findings:
+            mark = {"ok": click.style("ok     ", "green"), "missing": click.style("missing", "yellow")}.get(
+                finding.status, click.style("problem", "red")
+            )
+            click.echo(f"{mark} {finding.name:<22} {finding.detail}")
+            if finding.remedy:
+                click.echo(f"        {'':<22} {finding.remedy}")
+    return 1 if any(finding.status == "problem" for finding in findings) else 0

@@ -1,0 +1,75 @@
+"""`deploykit finetune`."""
+
+from __future__ import annotations
+
+__all__ = ["command"]
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from deploykit.cli.options import as_json, column_options, section_from_options, section_options
+from deploykit.recipe import Finetune
+
+
+@click.command("finetune")
+@click.argument("model")
+@click.option("--train", required=True, help="The training rows: a file, hub:DATASET:SPLIT or sample:support/train.")
+@click.option(
+    "--validation",
+    default="0.1",
+    show_default=True,
+    help="The rows to watch: a file, or a fraction of the training rows.",
+)
+@click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="The folder to write.")
+@click.option("--task", default="text-classification", show_default=True, help="What the model learns.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of every random choice.")
+@click.option("--trust-pickle", is_flag=True, help="Load pickled weights, which can run any code.")
+@column_options
+@section_options(Finetune)
+@as_json
+def command(
+    model: str,
+    train: str,
+    validation: str,
+    out: Path,
+    task: str,
+    seed: int,
+    trust_pickle: bool,
+    text: str,
+    label: str,
+    as_json: bool,
+    **values: Any,
+) -> int:
+    """Fine-tune MODEL (a hub id, a folder, or package:NAME) on labelled messages.
+
+    Checkpoints are kept in OUT.work until the end, so an interrupted training goes on. Several GPUs:
+    `torchrun --nproc-per-node N -m deploykit finetune ...`.
+    """
+    import dataclasses
+
+    from deploykit.cli.render import Screen, print_json
+    from deploykit.pipeline.alone import finetune_alone
+
+    settings = section_from_options(Finetune, values)
+    with Screen() as screen:
+        result = finetune_alone(
+            model,
+            out,
+            settings,
+            train=train,
+            validation=float(validation) if validation.replace(".", "", 1).isdigit() else validation,
+            columns=(text, label),
+            task=task,
+            seed=seed,
+            trust_pickle=trust_pickle,
+            listener=screen,
+        )
+    if as_json:
+        print_json({"out": str(out), **dataclasses.asdict(result)})
+        return 0
+    figures = ", ".join(f"{name} {value:.4g}" for name, value in result.metrics.items())
+    click.echo(f"{out}: {figures} on validation, {result.steps:,} steps on {result.device} in {result.precision}")
+    click.echo(f"next: deploykit export {out} -o {out}-onnx")
+    return 0

@@ -1,0 +1,86 @@
+"""Options that several commands share, and those that are made from a recipe section's fields."""
+
+from __future__ import annotations
+
+__all__ = ["as_json", "column_options", "section_from_options", "section_options"]
+
+import types
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, TypeVar
+
+import click
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+
+from deploykit.errors import UsageError
+from deploykit.recipe.schema import Section
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+Fields = TypeVar("Fields", bound=Section)
+
+as_json = click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
+
+
+def column_options(command: Command) -> Command:
+    """`--text` and `--label`: the columns of a data file."""
+    command = click.option("--label", default="label", show_default=True, help="The column that holds the label.")(
+        command
+    )
+    return click.option("--text", default="text", show_default=True, help="The column that holds the message.")(command)
+
+
+def section_options(section: type[Section], *, only: tuple[str, ...] = ()) -> Callable[[Command], Command]:
+    """An option for each field of a recipe section, with its description, default and choices.
+
+    Args:
+        section: the section's model.
+        only: the fields to offer; all where it is empty.
+    """
+
+    def decorate(command: Command) -> Command:
+        for name, field in reversed(section.model_fields.items()):
+            if only and name not in only:
+                continue
+            command = click.option(
+                f"--{name.replace('_', '-')}{'/--no-' + name.replace('_', '-') if field.annotation is bool else ''}",
+                name,
+                type=_type(field),
+                default=field.default,
+                show_default=field.default is not None,
+                help=field.description,
+                multiple=isinstance(field.default, tuple),
+            )(command)
+        return command
+
+    return decorate
+
+
+def section_from_options(section: type[Fields], values: Mapping[str, Any]) -> Fields:
+    """The section that the options give.
+
+    Raises:
+        UsageError: a value is out of its range.
+    """
+    try:
+        return section.model_validate({name: values[name] for name in section.model_fields if name in values})
+    except ValidationError as error:
+        problems = [
+            f"--{str(problem['loc'][0]).replace('_', '-')}: {problem['msg']}, not {problem['input']!r}"
+            for problem in error.errors(include_url=False)
+        ]
+        raise UsageError("\n  ".join(problems)) from None
+
+
+def _type(field: FieldInfo) -> Any:
+    """Click's type for a field: a choice for literals, else the plain type without None."""
+    kind = field.annotation
+    if typing.get_origin(kind) in (types.UnionType, typing.Union):
+        kind = next(member for member in typing.get_args(kind) if member is not type(None))
+    while hasattr(kind, "__metadata__"):  # Annotated
+        kind = typing.get_args(kind)[0]
+    if typing.get_origin(kind) is Literal:
+        return click.Choice(typing.get_args(kind))
+    if typing.get_origin(kind) is tuple:
+        return int
+    return kind

@@ -1,0 +1,79 @@
+"""`deploykit run`."""
+
+from __future__ import annotations
+
+__all__ = ["command"]
+
+from pathlib import Path
+
+import click
+
+from deploykit.cli.options import as_json
+from deploykit.pipeline.plan import STAGES, Stage
+
+
+@click.command("run")
+@click.argument("recipe", type=click.Path(path_type=Path))
+@click.option(
+    "-s", "--set", "overrides", multiple=True, metavar="KEY=VALUE",
+    help="Override a key of the recipe, e.g. -s finetune.epochs=3; repeatable.",
+)  # fmt: skip
+@click.option("--until", type=click.Choice(STAGES), help="Stop behind this stage.")
+@click.option("--from", "start", type=click.Choice(STAGES), help="Run this stage and those behind it anew.")
+@click.option(
+    "--workspace", type=click.Path(path_type=Path), default=Path(".deploykit"), show_default=True,
+    help="Where artefacts, logs and reports are kept.",
+)  # fmt: skip
+@click.option(
+    "--repository", type=click.Path(path_type=Path), default=Path("model_repository"), show_default=True,
+    help="The Triton model repository to publish into.",
+)  # fmt: skip
+@as_json
+def command(
+    recipe: Path,
+    overrides: tuple[str, ...],
+    until: Stage | None,
+    start: Stage | None,
+    workspace: Path,
+    repository: Path,
+    as_json: bool,
+) -> int:
+    """Take RECIPE from data to a proven model in a Triton repository.
+
+    Stages: data, finetune, export, quantize, package, parity, latency, publish. What was made before with the same
+    data, settings and versions is found and not made again; an interrupted run goes on where it was. Only a package
+    that passes parity and meets the goal enters the repository.
+    """
+    from deploykit.cli.render import Screen, print_json, result_table, stdout, verdict_table
+    from deploykit.parity.report import ParityReport
+    from deploykit.pipeline.run import run_recipe
+    from deploykit.recipe import load_recipe
+    from deploykit.report.page import next_step
+
+    loaded = load_recipe(recipe, overrides)
+    with Screen() as screen:
+        result = run_recipe(
+            loaded, workspace=workspace, repository=repository, until=until, start=start, listener=screen
+        )
+    if result is None:
+        if as_json:
+            print_json({"name": loaded.name, "until": until})
+        return 0
+    if as_json:
+        print_json(result.model_dump(mode="json"))
+        return result.exit_code
+    parity = ParityReport.model_validate_json(Path(result.parity).read_text(encoding="utf-8"))
+    console = stdout()
+    console.print(result_table(result))
+    console.print(verdict_table(parity.checks))
+    for goal in result.goal:
+        console.print(f"goal {goal.limit} {goal.wanted:g}: {goal.outcome} ({goal.note})")
+    console.print(
+        f"{result.n:,} test messages; {result.messages} timed per form in alternating blocks, "
+        f"{result.stolen:.0%} of the CPU time stolen by others meanwhile"
+    )
+    console.print(f"verdict: {result.statement}", style="bold")
+    console.print(f"package: {result.package or 'not published; kept in ' + result.kept}")
+    console.print(f"report:  {result.report}")
+    console.print(f"next:    {next_step(result, parity)}")
+    return result.exit_code

@@ -1,0 +1,23 @@
+"""`deploykit schema`."""
+
+from __future__ import annotations
+
+__all__ = ["command"]
+
+import click
+
+from deploykit.cli.options import as_json
+
+
+@click.command("schema")
+@as_json
+def command(as_json: bool) -> int:
+    """Print the JSON schema of recipes. In VS Code: `deploykit schema > recipe.schema.json`, then name it in the first
+    line of a recipe: `# yaml-language-server: $schema=recipe.schema.json`.
+    """
+    import json
+
+    from deploykit.recipe import json_schema
+
+    click.echo(json.dumps(json_schema(), indent=2))
+    return 0

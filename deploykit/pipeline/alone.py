@@ -1,0 +1,269 @@
+"""One stage at a time, on folders and files of the user's own."""
+
+from __future__ import annotations
+
+__all__ = ["bench_alone", "finetune_alone", "new_folder", "package_alone", "parity_alone", "quantize_alone"]
+
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import JsonValue
+
+from deploykit.artifacts.atomic import rename_into_place, staging, sync_tree
+from deploykit.artifacts.digest import digest_json
+from deploykit.data.dataset import LabelledData, hold_out, load_training_data
+from deploykit.data.readers import read_rows
+from deploykit.data.table import Columns
+from deploykit.errors import ModelError, ParityError, UsageError
+from deploykit.events import Listener, ignore
+from deploykit.export.compatibility import preflight
+from deploykit.latency.measure import Samples, measure
+from deploykit.parity.report import ParityReport
+from deploykit.pipeline.proof import compare_models
+from deploykit.pipeline.stages import choose_variant, package_settings
+from deploykit.recipe import Finetune, Package, Quantize
+from deploykit.runners import Target, target_from_text
+from deploykit.runners.checkpoint import resolve_model
+from deploykit.tasks import find_task
+from deploykit.triton.package import build_package, labels_from_folder
+from deploykit.triton.repository import Published, publish
+
+if TYPE_CHECKING:
+    from deploykit.train.finetune import FinetuneResult
+
+
+@contextlib.contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """A scratch folder that becomes `out` when the block ends well; a folder that is there already is refused.
+
+    Raises:
+        UsageError: `out` is there and not empty.
+        ArtifactError: it can't be written.
+    """
+    out = out.absolute()
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"{out} is there already", "remove it, or name another folder with -o")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with staging(out.parent) as scratch:
+        folder = scratch / "new"
+        folder.mkdir()
+        yield folder
+        sync_tree(folder)
+        if out.is_dir():
+            out.rmdir()
+        rename_into_place(folder, out)
+
+
+def finetune_alone(
+    model: str,
+    out: Path,
+    settings: Finetune,
+    *,
+    train: str,
+    validation: float | str,
+    columns: tuple[str, str],
+    task: str,
+    seed: int,
+    trust_pickle: bool = False,
+    listener: Listener = ignore,
+) -> FinetuneResult:
+    """Fine-tune a model on a data file and write the checkpoint folder `out`.
+
+    Args:
+        model: a model reference.
+        out: the folder to write; not there yet.
+        settings: how to train.
+        train: a data reference.
+        validation: a data reference, or the fraction of the training rows to hold out.
+        columns: of the message and the label.
+        task: its name.
+        seed: of every random choice.
+        trust_pickle: load pickled weights.
+        listener: hears of progress.
+    """
+    from deploykit.train.finetune import finetune
+
+    reference = resolve_model(model, Path())
+    if reference.location is None:
+        raise ModelError(f"{model} is not on this machine", "check the name, or give a folder")
+    data = load_training_data(train, validation, Columns(*columns), seed)
+    # The workspace belongs to this model, data and these settings alone: other ones do not go on from it.
+    rows: list[JsonValue] = [
+        list(part) for table in (data.train, data.validation) for part in (table.texts, table.labels or ())
+    ]
+    key = digest_json([reference.identity, settings.model_dump(mode="json"), task, seed, *rows])
+    workspace = out.absolute().with_name(f"{out.name}.work") / key[:16]
+    with new_folder(out) as folder:
+        result = finetune(
+            reference.location,
+            data,
+            settings,
+            find_task(task),
+            folder,
+            workspace=workspace,
+            seed=seed,
+            trust_pickle=trust_pickle,
+            listener=listener,
+        )
+    shutil.rmtree(workspace.parent, ignore_errors=True)
+    return result
+
+
+def quantize_alone(
+    model: Path,
+    out: Path,
+    settings: Quantize,
+    *,
+    data: str,
+    columns: tuple[str, str],
+    max_drop: float,
+    task: str,
+    seed: int,
+    listener: Listener = ignore,
+) -> tuple[str, dict[str, Any]]:
+    """Quantize an ONNX folder, choosing on labelled rows; half of them calibrate, the other half judges.
+
+    Returns:
+        the choice in words, and what was measured.
+    """
+    table = read_rows(data, Columns(*columns))
+    calibration, validation = hold_out(table, 0.5, seed, "validation")
+    labelled = LabelledData(calibration, validation, validation, labels_from_folder(model))
+    info: dict[str, Any] = {}
+    with new_folder(out) as folder:
+        outcome = choose_variant(
+            model,
+            folder,
+            settings,
+            find_task(task),
+            labelled,
+            max_drop=max_drop,
+            seed=seed,
+            info=info,
+            listener=listener,
+        )
+    return outcome, info
+
+
+def package_alone(
+    model: Path,
+    repository: Path,
+    name: str,
+    settings: Package,
+    *,
+    task: str,
+    target: str,
+    listener: Listener = ignore,
+) -> Published:
+    """Publish an ONNX folder into a repository as the next version of `name` and `name_onnx`."""
+    preflight(model / "model.onnx", target)
+    with tempfile.TemporaryDirectory() as scratch:
+        staged = Path(scratch) / "package"
+        build_package(model, staged, name, find_task(task), package_settings(settings), samples=())
+        return publish(staged, repository, listener=listener)
+
+
+def parity_alone(
+    reference: str,
+    candidate: str,
+    *,
+    data: str,
+    columns: tuple[str, str | None],
+    max_drop: float,
+    max_flips: float | None,
+    tolerance: float | None,
+    confidence: float,
+    tokenizer: Path | None,
+    task: str,
+    listener: Listener = ignore,
+) -> ParityReport:
+    """Compare two models on a data file.
+
+    Args:
+        reference: what to live up to: a folder, an .onnx file, or a server's URL.
+        candidate: what is on trial, likewise.
+        data: a data reference.
+        columns: of the message and of the label; None for the label compares without the metric.
+        max_drop: the drop of the metric that is too much.
+        max_flips: the rate of changed answers that is too much.
+        tolerance: the difference of logits that is too much.
+        confidence: of the one-sided bounds.
+        tokenizer: the tokenizer's folder of a bare .onnx file; the other model's own unless told.
+        task: its name.
+        listener: hears of progress.
+
+    Raises:
+        ParityError: neither side says what its labels are called.
+    """
+    targets = [target_from_text(text, task=task) for text in (reference, candidate)]
+    folders = [path for target in targets if (path := _model_folder(target)) is not None]
+    with_tokenizer = [path for path in folders if (path / "tokenizer.json").is_file()]
+    spare = tokenizer or (with_tokenizer[0] if with_tokenizer else None)
+    targets = [
+        replace(target, tokenizer=str(spare)) if _lacks_tokenizer(target) and spare is not None else target
+        for target in targets
+    ]
+    named = [path for path in folders if (path / "config.json").is_file()]
+    if not named:
+        raise ParityError(
+            "neither model says what its labels are called", "compare with the checkpoint folder, which has config.json"
+        )
+    table = read_rows(data, Columns(*columns))
+    return compare_models(
+        targets[0],
+        targets[1],
+        list(table.texts),
+        table.labels,
+        find_task(task),
+        labels=labels_from_folder(named[0]),
+        max_drop=max_drop,
+        max_flips=max_flips,
+        tolerance=tolerance,
+        confidence=confidence,
+        listener=listener,
+    )
+
+
+def bench_alone(
+    targets: Sequence[str],
+    *,
+    data: str,
+    text: str,
+    messages: int,
+    blocks: int,
+    warmup: int,
+    threads: int,
+    tokenizer: Path | None,
+    task: str,
+    listener: Listener = ignore,
+) -> dict[str, Samples]:
+    """Time targets on the messages of a data file, in alternating blocks."""
+    found = {name: target_from_text(name, task=task) for name in targets}
+    found = {
+        name: replace(
+            target,
+            threads=threads,
+            tokenizer=str(tokenizer) if tokenizer is not None and _lacks_tokenizer(target) else None,
+        )
+        for name, target in found.items()
+    }
+    texts = read_rows(data, Columns(text, None)).texts
+    picked = [texts[index * len(texts) // messages] for index in range(min(messages, len(texts)))]
+    return measure(found, picked, blocks=blocks, warmup=warmup, listener=listener)
+
+
+def _model_folder(target: Target) -> Path | None:
+    if target.kind == "triton":
+        return None
+    path = Path(target.location)
+    return path if path.is_dir() else path.parent
+
+
+def _lacks_tokenizer(target: Target) -> bool:
+    folder = _model_folder(target)
+    return folder is not None and not (folder / "tokenizer.json").is_file()

