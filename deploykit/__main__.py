@@ -1,5 +1,9 @@
 """`python -m deploykit`, which `torchrun -m deploykit` needs."""
 
+from __future__ import annotations
+
+__all__: list[str] = []
+
 import sys
 
 from deploykit.cli import main

@@ -43,8 +43,15 @@ def disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        named = error.filename if isinstance(error.filename, str) else str(path)
-        raise ArtifactError(*_explain(error, named)) from error
+        raise ArtifactError(*_explain(error, _named(error) or str(path))) from error
+
+
+def _named(error: OSError) -> str | None:
+    """The path in the error; of a rename's two, the one that people look for."""
+    for name in (error.filename2, error.filename):
+        if isinstance(name, str | bytes | os.PathLike):
+            return os.fsdecode(name)
+    return None
 
 
 def _explain(error: OSError, path: str) -> tuple[str, str | None]:

@@ -38,7 +38,10 @@ class Owner:
         if self.host != _host():
             return "elsewhere"
         try:
-            started = psutil.Process(self.pid).create_time()
+            process = psutil.Process(self.pid)
+            started = process.create_time()
+            if process.status() == psutil.STATUS_ZOMBIE:  # dead, but its parent has not asked yet
+                return "dead"
         except psutil.NoSuchProcess:
             return "dead"
         except psutil.AccessDenied:

@@ -21,8 +21,9 @@ from deploykit.cli.options import as_json
 )
 @click.option("--top-k", type=click.IntRange(1), default=1, show_default=True, help="How many labels.")
 @click.option(
-    "--timeout", "timeout_s", type=float, default=10.0, show_default=True, help="Seconds to wait for an answer."
-)
+    "--timeout", "timeout_s", type=click.FloatRange(min=0, min_open=True), default=10.0, show_default=True,
+    help="Seconds to wait for an answer.",
+)  # fmt: skip
 @as_json
 def command(
     model: str,
@@ -34,8 +35,7 @@ def command(
     as_json: bool,
 ) -> int:
     """Send TEXT to MODEL on a Triton server and print its label and score."""
-    import json
-
+    from deploykit.cli.json_output import print_json
     from deploykit.cli.render import Screen
     from deploykit.runners.triton_client import TritonClient
     from deploykit.triton.engines import open_server
@@ -57,7 +57,7 @@ def command(
             }
             for text, answer in zip(messages, answers, strict=True)
         ]
-        click.echo(json.dumps({"model": model, "answers": rows}, indent=1, ensure_ascii=False))
+        print_json({"model": model, "answers": rows})
         return 0
     for text, answer in zip(messages, answers, strict=True):
         others = "".join(f", {label} {score:.1%}" for label, score in answer.alternatives)

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from deploykit.cli.options import as_json
+from deploykit.errors import UsageError
 
 
 @click.command("bench")
@@ -41,9 +42,12 @@ def command(
     A target is a checkpoint folder, an ONNX folder or file, or grpc://HOST:PORT/MODEL (http:// too). The first one is
     what the others are compared with.
     """
-    from deploykit.cli.render import Screen, print_json, stdout
+    from deploykit.cli.json_output import print_json
+    from deploykit.cli.render import Screen, stdout, timing_table
     from deploykit.pipeline.alone import bench_alone
 
+    if twice := next((name for name in targets if targets.count(name) > 1), None):
+        raise UsageError(f"{twice} is named twice", "name every target once")
     with Screen() as screen:
         timed = bench_alone(
             targets, data=data, text=text, messages=messages, blocks=blocks, warmup=warmup, threads=threads,
@@ -65,18 +69,7 @@ def command(
     if as_json:
         print_json({"targets": rows})
         return 0
-    from rich.table import Table
-
-    table = Table()
-    for heading in ("target", "p50", "block medians", "p99", "speed-up"):
-        table.add_column(heading, justify="left" if heading == "target" else "right")
-    for name, samples in timed.items():
-        low, high = samples.p50_range_ms
-        table.add_row(
-            name, f"{samples.p50_ms:.2f} ms", f"{low:.2f} to {high:.2f}", f"{samples.p99_ms:.2f} ms",
-            f"{base / samples.p50_ms:.1f}x",
-        )  # fmt: skip
-    stdout().print(table)
+    stdout().print(timing_table(timed))
     first = timed[targets[0]]
     click.echo(f"{first.n} messages per target; {first.stolen:.0%} of the CPU time stolen by others meanwhile")
     return 0

@@ -15,8 +15,8 @@ from deploykit.cli.options import as_json
 def command(install_triton: bool, as_json: bool) -> int:
     """Say what this machine has, what is missing, and the command that adds it."""
     import dataclasses
-    import json
 
+    from deploykit.cli.json_output import print_json
     from deploykit.pipeline.doctor import examine
 
     if install_triton:
@@ -27,7 +27,7 @@ def command(install_triton: bool, as_json: bool) -> int:
             ensure_installed(listener=screen)
     findings = examine()
     if as_json:
-        click.echo(json.dumps({"findings": [dataclasses.asdict(finding) for finding in findings]}, indent=1))
+        print_json({"findings": [dataclasses.asdict(finding) for finding in findings]})
     else:
         for finding in findings:
             mark = {"ok": click.style("ok     ", "green"), "missing": click.style("missing", "yellow")}.get(

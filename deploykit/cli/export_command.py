@@ -12,17 +12,18 @@ from deploykit.cli.options import as_json
 
 
 @click.command("export")
-@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.argument("checkpoint", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="The folder to write.")
 @click.option("--target", default="triton-25.08", show_default=True, help="The Triton release that must load it.")
-@click.option("--opset", type=int, help="The ONNX opset; the one whose fusions are known unless told.")
+@click.option("--opset", type=click.IntRange(18), help="The ONNX opset; the one whose fusions are known unless told.")
 @click.option("--task", default="text-classification", show_default=True, help="What the model does.")
 @as_json
 def command(checkpoint: Path, out: Path, target: str, opset: int | None, task: str, as_json: bool) -> int:
     """Export CHECKPOINT (a Hugging Face folder, made anywhere) to ONNX, fused and checked against PyTorch."""
     import dataclasses
 
-    from deploykit.cli.render import Screen, print_json
+    from deploykit.cli.json_output import print_json
+    from deploykit.cli.render import Screen
     from deploykit.export.to_onnx import export_onnx
     from deploykit.pipeline.alone import new_folder
     from deploykit.tasks import find_task

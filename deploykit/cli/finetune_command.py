@@ -9,7 +9,8 @@ from typing import Any
 
 import click
 
-from deploykit.cli.options import as_json, column_options, section_from_options, section_options
+from deploykit.cli.options import as_json, column_options, section_from_options, section_options, seed_number
+from deploykit.errors import UsageError
 from deploykit.recipe import Finetune
 
 
@@ -24,7 +25,7 @@ from deploykit.recipe import Finetune
 )
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="The folder to write.")
 @click.option("--task", default="text-classification", show_default=True, help="What the model learns.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of every random choice.")
+@click.option("--seed", type=seed_number, default=0, show_default=True, help="Of every random choice.")
 @click.option("--trust-pickle", is_flag=True, help="Load pickled weights, which can run any code.")
 @column_options
 @section_options(Finetune)
@@ -49,7 +50,8 @@ def command(
     """
     import dataclasses
 
-    from deploykit.cli.render import Screen, print_json
+    from deploykit.cli.json_output import print_json
+    from deploykit.cli.render import Screen
     from deploykit.pipeline.alone import finetune_alone
 
     settings = section_from_options(Finetune, values)
@@ -59,7 +61,7 @@ def command(
             out,
             settings,
             train=train,
-            validation=float(validation) if validation.replace(".", "", 1).isdigit() else validation,
+            validation=_file_or_fraction(validation),
             columns=(text, label),
             task=task,
             seed=seed,
@@ -73,3 +75,13 @@ def command(
     click.echo(f"{out}: {figures} on validation, {result.steps:,} steps on {result.device} in {result.precision}")
     click.echo(f"next: deploykit export {out} -o {out}-onnx")
     return 0
+
+
+def _file_or_fraction(text: str) -> str | float:
+    try:
+        held_out = float(text)
+    except ValueError:
+        return text
+    if not 0 < held_out <= 0.5:
+        raise UsageError(f"--validation {text}: a fraction is above 0 and at most 0.5", "or name a file")
+    return held_out

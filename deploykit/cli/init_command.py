@@ -16,15 +16,16 @@ from deploykit.cli.options import as_json
 @as_json
 def command(folder: Path, as_json: bool) -> int:
     """Scaffold a project in FOLDER: recipe.yaml and data/train.csv, data/test.csv, which run as they are."""
-    import json
+    import shlex
 
+    from deploykit.cli.json_output import print_json
     from deploykit.pipeline.scaffold import scaffold
 
     written = scaffold(folder)
     if as_json:
-        click.echo(json.dumps({"folder": str(folder), "files": [str(path) for path in written]}, indent=1))
+        print_json({"folder": str(folder), "files": [str(path) for path in written]})
         return 0
     for path in written:
         click.echo(f"wrote {path}")
-    click.echo(f"next: cd {folder} && deploykit run recipe.yaml")
+    click.echo(f"next: cd {shlex.quote(str(folder))} && deploykit run recipe.yaml")
     return 0

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 __all__ = ["COMMANDS", "cli", "main"]
 
+import contextlib
 import importlib
+import os
 import signal
 import sys
+import threading
+from collections.abc import Iterator, Sequence
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import click
 
 from deploykit import __version__
 from deploykit.errors import DeploykitError, ExitCode
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 COMMANDS = {
     "init": "Scaffold a project: a recipe and sample data that run as they are.",
@@ -30,11 +38,14 @@ COMMANDS = {
     "schema": "Print the JSON schema of recipes, for editors.",
     "completion": "Print shell completion for bash, zsh or fish.",
 }
-"""Every command, in the order of its help, with its short help: a module of the same name has it."""
+"""Every command, in the order of its help, with its short help: the module NAME_command has it."""
+
+_RESUMABLE = ("run", "finetune")
+_INTERRUPTED = 130
 
 
 class _LazyGroup(click.Group):
-    """Imports a command's module only when that command runs: `--help` stays quick."""
+    """Imports a command's module only when that command runs: `--help` and completion stay quick."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -49,7 +60,7 @@ class _LazyGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+        if not ctx.resilient_parsing and args[0] not in COMMANDS and not args[0].startswith("-"):
             import difflib
 
             near = difflib.get_close_matches(args[0], COMMANDS, n=1)
@@ -61,6 +72,12 @@ class _LazyGroup(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
 
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        from click.shell_completion import CompletionItem
+
+        found = [CompletionItem(name, help=text) for name, text in COMMANDS.items() if name.startswith(incomplete)]
+        return found + click.Command.shell_complete(self, ctx, incomplete)
+
 
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="deploykit")
@@ -71,52 +88,85 @@ def cli(debug: bool) -> None:
     Results go to stdout, progress to stderr; every command takes --json.
 
     Exit status: 0 pass, 1 error, 2 usage, 3 parity failed, 4 latency regressed, 5 inconclusive, 6 goal missed,
-    70 a bug of deploykit.
+    70 a bug of deploykit, 130 interrupted.
     """
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
-    argv = sys.argv[1:] if arguments is None else arguments
-    debug, as_json = "--debug" in argv, "--json" in argv
-    signal.signal(signal.SIGTERM, _interrupt)
+    argv = sys.argv[1:] if arguments is None else list(arguments)
+    with _sigterm_interrupts():
+        try:
+            return _run(argv)
+        except BrokenPipeError:  # whoever read the output has gone, as `| head` does
+            _drop_output()
+            return int(ExitCode.ERROR)
+
+
+def _run(argv: list[str]) -> int:
+    """Run a command; every error becomes a line, a hint, with `--json` an object on stdout, and an exit status."""
+    as_json = "--json" in argv
     try:
         outcome = cli.main(args=argv, prog_name="deploykit", standalone_mode=False)
         return int(outcome) if isinstance(outcome, int) else int(ExitCode.PASS)
-    except click.exceptions.Exit as ending:
-        return ending.exit_code
-    except click.ClickException as error:
+    except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         return int(ExitCode.USAGE)
+    except click.UsageError as error:
+        where = error.ctx.command_path if error.ctx else "deploykit"
+        return _ended("error: ", error.format_message(), f"{where} --help", ExitCode.USAGE, as_json)
     except DeploykitError as error:
-        if debug:
-            raise
-        _report(error, as_json)
-        return int(error.exit_code)
+        _trace(argv)
+        return _ended("error: ", error.message, error.hint, error.exit_code, as_json)
     except (KeyboardInterrupt, click.Abort):
-        click.echo("interrupted: the same command goes on from here", err=True)
-        return 130
-    except BrokenPipeError:  # whoever read stdout has gone, as `| head` does
-        sys.stderr.close()
-        return int(ExitCode.ERROR)
+        command = next((word for word in argv if not word.startswith("-")), "")
+        hint = "the same command goes on from here" if command in _RESUMABLE else None
+        return _ended("", "interrupted", hint, _INTERRUPTED, as_json)
+    except BrokenPipeError:
+        raise
     except Exception as error:
-        if debug:
-            raise
-        click.echo(f"bug: {type(error).__name__}: {error}", err=True)
-        click.echo("  hint: run it again with `deploykit --debug ...` and report the traceback", err=True)
-        return int(ExitCode.BUG)
+        _trace(argv)
+        hint = "run it again as `deploykit --debug ...` and report the traceback"
+        return _ended("bug: ", f"{type(error).__name__}: {error}", hint, ExitCode.BUG, as_json)
 
 
-def _report(error: DeploykitError, as_json: bool) -> None:
-    click.echo(f"error: {error.message}", err=True)
-    if error.hint:
-        click.echo(f"  hint: {error.hint}", err=True)
+def _ended(kind: str, message: str, hint: str | None, exit_code: int, as_json: bool) -> int:
+    """Say how a command ended, and give back its exit status."""
+    click.echo(kind + message, err=True)
+    if hint:
+        click.echo(f"  hint: {hint}", err=True)
     if as_json:
-        import json
+        from deploykit.cli.json_output import print_json
 
-        click.echo(
-            json.dumps({"error": error.message, "hint": error.hint, "exit_code": int(error.exit_code)}, indent=1)
-        )
+        print_json({"error": message, "hint": hint, "exit_code": int(exit_code)})
+    return int(exit_code)
+
+
+def _trace(argv: list[str]) -> None:
+    if "--debug" in argv:
+        import traceback
+
+        traceback.print_exc()
+
+
+def _drop_output() -> None:
+    """Send what is still in the buffers nowhere, so that the interpreter's last flush is quiet too."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        os.dup2(nowhere, stream.fileno())
+
+
+@contextlib.contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    """SIGTERM ends a command as Ctrl-C does: children stopped, the run noted. Only a main thread can see to that."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before if before is not None else signal.SIG_DFL)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-__all__ = ["as_json", "column_options", "section_from_options", "section_options"]
+__all__ = ["as_json", "column_options", "fraction", "section_from_options", "section_options", "seed_number"]
 
 import types
 import typing
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
-from pydantic import ValidationError
-from pydantic.fields import FieldInfo
 
 from deploykit.errors import UsageError
-from deploykit.recipe.schema import Section
+
+if TYPE_CHECKING:
+    from pydantic.fields import FieldInfo
+
+    from deploykit.recipe.schema import Section
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-Fields = TypeVar("Fields", bound=Section)
+Fields = TypeVar("Fields", bound="Section")
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
+fraction = click.FloatRange(0, 1, min_open=True, max_open=True)
+seed_number = click.IntRange(0, 2**32 - 1)
 
 
 def column_options(command: Command) -> Command:
@@ -30,20 +34,14 @@ def column_options(command: Command) -> Command:
     return click.option("--text", default="text", show_default=True, help="The column that holds the message.")(command)
 
 
-def section_options(section: type[Section], *, only: tuple[str, ...] = ()) -> Callable[[Command], Command]:
-    """An option for each field of a recipe section, with its description, default and choices.
-
-    Args:
-        section: the section's model.
-        only: the fields to offer; all where it is empty.
-    """
+def section_options(section: type[Section]) -> Callable[[Command], Command]:
+    """An option for each field of a recipe section, with its description, default and choices."""
 
     def decorate(command: Command) -> Command:
         for name, field in reversed(section.model_fields.items()):
-            if only and name not in only:
-                continue
+            option = name.replace("_", "-")
             command = click.option(
-                f"--{name.replace('_', '-')}{'/--no-' + name.replace('_', '-') if field.annotation is bool else ''}",
+                f"--{option}/--no-{option}" if field.annotation is bool else f"--{option}",
                 name,
                 type=_type(field),
                 default=field.default,
@@ -62,6 +60,8 @@ def section_from_options(section: type[Fields], values: Mapping[str, Any]) -> Fi
     Raises:
         UsageError: a value is out of its range.
     """
+    from pydantic import ValidationError
+
     try:
         return section.model_validate({name: values[name] for name in section.model_fields if name in values})
     except ValidationError as error:

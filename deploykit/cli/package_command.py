@@ -14,7 +14,7 @@ from deploykit.recipe import Package
 
 
 @click.command("package")
-@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("model", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option(
     "-o", "--out", "repository", type=click.Path(path_type=Path), default=Path("model_repository"), show_default=True,
     help="The Triton model repository.",
@@ -32,7 +32,8 @@ def command(
     The repository has the version entirely or not at all. Nothing is proved here: `deploykit run` publishes only
     what passed; `deploykit parity` proves a package once it is served.
     """
-    from deploykit.cli.render import Screen, print_json
+    from deploykit.cli.json_output import print_json
+    from deploykit.cli.render import Screen
     from deploykit.pipeline.alone import package_alone
 
     settings = section_from_options(Package, values)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from deploykit.cli.options import as_json, column_options
+from deploykit.cli.options import as_json, column_options, fraction
 
 
 @click.command("parity")
@@ -21,13 +21,19 @@ from deploykit.cli.options import as_json, column_options
     "--no-labels", is_flag=True, help="The data has no labels, or others: compare behaviour without the metric."
 )
 @click.option(
-    "--max-drop", type=float, default=0.01, show_default=True, help="The drop of the metric that is too much."
+    "--max-drop", type=fraction, default=0.01, show_default=True, help="The drop of the metric that is too much."
 )
 @click.option(
-    "--max-flips", type=float, help="The rate of changed answers that is too much; with --no-labels max-drop."
+    "--max-flips", type=fraction, help="The rate of changed answers that is too much; with --no-labels max-drop."
 )
-@click.option("--tolerance", type=float, help="The difference of logits that is too much, for the same weights.")
-@click.option("--confidence", type=float, default=0.95, show_default=True, help="Of the one-sided bounds.")
+@click.option(
+    "--tolerance", type=click.FloatRange(0, min_open=True),
+    help="The difference of logits that is too much, for the same weights.",
+)  # fmt: skip
+@click.option(
+    "--confidence", type=click.FloatRange(0.5, 1, min_open=True, max_open=True), default=0.95, show_default=True,
+    help="Of the one-sided bounds.",
+)  # fmt: skip
 @click.option("--tokenizer", type=click.Path(path_type=Path), help="The tokenizer's folder of a bare .onnx file.")
 @click.option("--task", default="text-classification", show_default=True, help="What the models do.")
 @click.option("--report", type=click.Path(path_type=Path), help="Write the whole report (JSON) to this file.")
@@ -54,7 +60,9 @@ def command(
     Each is a checkpoint folder, an ONNX folder or file, or grpc://HOST:PORT/MODEL (http:// too). Exit status: 0 pass,
     3 failed, 5 inconclusive.
     """
-    from deploykit.cli.render import Screen, print_json, stdout, verdict_table
+    from deploykit.artifacts.atomic import write_atomic
+    from deploykit.cli.json_output import print_json
+    from deploykit.cli.render import Screen, stdout, verdict_table
     from deploykit.errors import ExitCode
     from deploykit.pipeline.alone import parity_alone
 
@@ -73,18 +81,17 @@ def command(
             listener=screen,
         )
     if report is not None:
-        report.write_text(found.model_dump_json(indent=1), encoding="utf-8")
+        write_atomic(report, found.model_dump_json(indent=1).encode())
     exit_code = {"pass": ExitCode.PASS, "fail": ExitCode.PARITY_FAILED, "inconclusive": ExitCode.INCONCLUSIVE}
     if as_json:
         print_json(found.model_dump(mode="json"))
         return int(exit_code[found.verdict])
-    console = stdout()
-    console.print(verdict_table(found.checks))
+    stdout().print(verdict_table(found.checks))
     for check in found.checks:
         if check.outcome != "pass":
             for line in (*check.details, check.next_step):
-                console.print(f"  {check.check}: {line}", markup=False)
+                click.echo(f"  {check.check}: {line}")
     for sample in found.changed[:5]:
-        console.print(f"  changed: {sample.text!r}: {sample.reference} -> {sample.candidate}", markup=False)
-    console.print(f"verdict: {found.statement} ({found.n:,} messages)", style="bold")
+        click.echo(f"  changed: {sample.text!r}: {sample.reference} -> {sample.candidate}")
+    click.secho(f"verdict: {found.statement} ({found.n:,} messages)", bold=True)
     return int(exit_code[found.verdict])

@@ -9,19 +9,26 @@ from typing import Any
 
 import click
 
-from deploykit.cli.options import as_json, column_options, section_from_options, section_options
+from deploykit.cli.options import (
+    as_json,
+    column_options,
+    fraction,
+    section_from_options,
+    section_options,
+    seed_number,
+)
 from deploykit.recipe import Quantize
 
 
 @click.command("quantize")
-@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("model", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="The folder to write.")
 @click.option("--data", required=True, help="Labelled rows like those to be served: half calibrates, half chooses.")
 @click.option(
-    "--max-drop", type=float, default=0.01, show_default=True, help="The drop of the metric that is too much."
+    "--max-drop", type=fraction, default=0.01, show_default=True, help="The drop of the metric that is too much."
 )
 @click.option("--task", default="text-classification", show_default=True, help="What the model does.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the split of the data.")
+@click.option("--seed", type=seed_number, default=0, show_default=True, help="Of the split of the data.")
 @column_options
 @section_options(Quantize)
 @as_json
@@ -38,7 +45,8 @@ def command(
     **values: Any,
 ) -> int:
     """Quantize MODEL (an ONNX folder) in every way that the options leave open; the fastest accurate one wins."""
-    from deploykit.cli.render import Screen, print_json
+    from deploykit.cli.json_output import print_json
+    from deploykit.cli.render import Screen
     from deploykit.pipeline.alone import quantize_alone
 
     settings = section_from_options(Quantize, values)

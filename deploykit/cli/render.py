@@ -2,35 +2,40 @@
 
 from __future__ import annotations
 
-__all__ = ["Screen", "print_json", "result_table", "verdict_table"]
+__all__ = ["Screen", "result_table", "stdout", "timing_table", "verdict_table"]
 
-import json
-import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from deploykit.events import Event, Note, StageFinished, StageStarted, Warn
 from deploykit.events import Progress as Step
 
 if TYPE_CHECKING:
+    from deploykit.latency.measure import Samples
     from deploykit.parity.verdict import Verdict
-    from deploykit.report.result import Figures, RunResult
+    from deploykit.report.result import RunResult
 
 _PLAIN_EVERY_S = 30.0
 """Seconds between two lines of progress where stderr is no terminal."""
+
+_PIPE_WIDTH = 140
+_LEAST_WIDTH = 78
+_COLOURS = {"pass": "green", "fail": "red", "inconclusive": "yellow"}
 
 
 class Screen:
     """A listener that draws what it hears on stderr: bars on a terminal, now and then a line elsewhere."""
 
     def __init__(self) -> None:
-        self._console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self._console = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
         self._progress = Progress(
             TextColumn("{task.description:<9}"),
             BarColumn(),
@@ -59,15 +64,16 @@ class Screen:
             case Step():
                 self._draw(event)
             case StageStarted(stage):
-                self._console.print(f"[dim]{stage:<9} ...[/dim]")
+                self._console.print(f"{stage:<9} ...", style="dim")
             case StageFinished():
                 self._drop(event.stage)
                 took = "cached" if event.cached else f"{event.seconds:.1f} s"
-                self._console.print(f"[green]{event.stage:<9}[/green] {event.outcome} [dim]({took})[/dim]")
+                name = (f"{event.stage:<9}", "green")
+                self._console.print(Text.assemble(name, f" {event.outcome} ", (f"({took})", "dim")))
             case Note(message):
-                self._console.print(message, style="dim", markup=False)
+                self._console.print(message, style="dim")
             case Warn(message):
-                self._console.print(f"warning: {message}", style="yellow", markup=False)
+                self._console.print(f"warning: {message}", style="yellow")
 
     def _draw(self, step: Step) -> None:
         figures = "  ".join(f"{name} {value:.4g}" for name, value in step.figures.items())
@@ -85,78 +91,60 @@ class Screen:
             self._progress.remove_task(self._bars.pop(stage))
 
 
-def print_json(value: Any) -> None:
-    """One JSON object on stdout."""
-    sys.stdout.write(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
-
-
 def stdout() -> Console:
-    """The console for results: never narrower than its table, so that pipes get whole rows."""
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=140)
+    """The console for tables: no row is cut, a narrow terminal folds it; a pipe has room for every row."""
+    console = Console(highlight=False, markup=False, emoji=False)
+    width = max(console.width, _LEAST_WIDTH) if console.is_terminal else _PIPE_WIDTH
+    return Console(highlight=False, markup=False, emoji=False, width=width)
 
 
 def result_table(result: RunResult) -> Table:
     """The forms of the model, a row each."""
-    table = Table(title=f"{result.name}: {result.statement}", title_justify="left", title_style="bold")
-    for heading in ("", "size", result.metric, "drop", "at most", "p50", "p99", "speed-up"):
-        table.add_column(heading, justify="left" if not heading else "right")
-    shipped = result.shipped
-    table.add_row(*_cells(result.reference), "", "", *_times(result.reference), "1.0x")
-    base = result.reference.p50_ms
-    fp32_speed = _ratio(base, result.onnx_fp32.p50_ms)
-    table.add_row(*_cells(result.onnx_fp32), "", "", *_times(result.onnx_fp32), fp32_speed)
-    table.add_row(
-        f"ONNX {result.scheme} (ships)", *_cells(shipped)[1:], _percent(shipped.drop), _percent(shipped.drop_upper),
-        *_times(shipped), _times_faster(shipped.speedup),
-    )  # fmt: skip
-    if shipped.served_p50_ms is not None:
-        table.add_row(
-            "served by Triton (gRPC)", "", _percent(shipped.value), "", "",
-            _ms(shipped.served_p50_ms), _ms(shipped.served_p99_ms), _times_faster(shipped.served_speedup),
-        )  # fmt: skip
+    from deploykit.report.table import figure_rows
+
+    headings = (f"{result.metric}\n%", "drop\npoints", "at most\npoints", "p50\nms", "p99\nms", "size\nMB", "speed-up")
+    table = _table(f"{result.name}: {result.statement}", "", *headings)
+    notes = []
+    for row in figure_rows(result):
+        table.add_row(row.name, row.metric, row.drop, row.drop_upper, row.p50, row.p99, row.size, row.speedup)
+        if row.note:
+            notes.append(f"{row.name}: {row.note}")
+    table.caption = "; ".join(notes)
     return table
 
 
 def verdict_table(verdicts: Iterable[Verdict]) -> Table:
-    """The checks of a parity report, a row each, with what to do about those that did not pass."""
-    table = Table(title="checks", title_justify="left", title_style="bold")
-    for heading in ("check", "outcome", "figure", "bound", "limit", "n"):
-        table.add_column(heading, justify="left" if heading in ("check", "outcome") else "right")
-    colours = {"pass": "green", "fail": "red", "inconclusive": "yellow"}
+    """The checks of a parity report, a row each."""
+    table = _table("checks", "", "outcome", "figure", "bound", "limit", "n")
     for verdict in verdicts:
         table.add_row(
             verdict.check,
-            f"[{colours[verdict.outcome]}]{verdict.outcome}[/]",
+            Text(verdict.outcome, style=_COLOURS[verdict.outcome]),
             *(_number(value, verdict.unit) for value in (verdict.figure, verdict.bound, verdict.limit)),
             f"{verdict.n:,}",
         )
     return table
 
 
-def _cells(figures: Figures) -> tuple[str, str, str]:
-    size = "" if figures.size_mb is None else f"{figures.size_mb:.1f} MB"
-    return figures.name, size, _percent(figures.value)
+def timing_table(timed: Mapping[str, Samples]) -> Table:
+    """The targets of a bench, a row each, against the first."""
+    table = _table("", "", "p50\nms", "block medians\nms", "p99\nms", "speed-up")
+    base = next(iter(timed.values())).p50_ms
+    for name, samples in timed.items():
+        low, high = samples.p50_range_ms
+        figures = (f"{samples.p50_ms:.2f}", f"{low:.2f} to {high:.2f}", f"{samples.p99_ms:.2f}")
+        table.add_row(name, *figures, f"{base / samples.p50_ms:.1f}x")
+    return table
 
 
-def _times(figures: Figures) -> tuple[str, str]:
-    return _ms(figures.p50_ms), _ms(figures.p99_ms)
-
-
-def _ms(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f} ms"
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2%}"
-
-
-def _ratio(base: float | None, value: float | None) -> str:
-    return "-" if not base or not value else f"{base / value:.1f}x"
-
-
-def _times_faster(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1f}x"
+def _table(title: str, name: str, *headings: str) -> Table:
+    """A table whose first column may fold, and whose figures may not."""
+    table = Table(title=title or None, box=SIMPLE_HEAD, pad_edge=False, caption_justify="left", title_justify="left")
+    table.title_style, table.caption_style = "bold", "dim"
+    table.add_column(name, overflow="fold")
+    for heading in headings:
+        table.add_column(heading, justify="right", no_wrap=True, min_width=max(map(len, heading.split("\n"))))
+    return table
 
 
 def _number(value: float | None, unit: str) -> str:

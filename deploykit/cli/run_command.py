@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from deploykit.cli.options import as_json
-from deploykit.pipeline.plan import STAGES, Stage
+from deploykit.pipeline.order import STAGES, Stage
 
 
 @click.command("run")
@@ -44,7 +44,8 @@ def command(
     data, settings and versions is found and not made again; an interrupted run goes on where it was. Only a package
     that passes parity and meets the goal enters the repository.
     """
-    from deploykit.cli.render import Screen, print_json, result_table, stdout, verdict_table
+    from deploykit.cli.json_output import print_json
+    from deploykit.cli.render import Screen, result_table, stdout, verdict_table
     from deploykit.parity.report import ParityReport
     from deploykit.pipeline.run import run_recipe
     from deploykit.recipe import load_recipe
@@ -58,22 +59,25 @@ def command(
     if result is None:
         if as_json:
             print_json({"name": loaded.name, "until": until})
+        else:
+            click.echo(f"stopped behind {until}; the same command without --until goes on from here")
         return 0
     if as_json:
         print_json(result.model_dump(mode="json"))
         return result.exit_code
     parity = ParityReport.model_validate_json(Path(result.parity).read_text(encoding="utf-8"))
-    console = stdout()
-    console.print(result_table(result))
-    console.print(verdict_table(parity.checks))
+    tables = stdout()
+    tables.print(result_table(result))
+    tables.print(verdict_table(parity.checks))
     for goal in result.goal:
-        console.print(f"goal {goal.limit} {goal.wanted:g}: {goal.outcome} ({goal.note})")
-    console.print(
-        f"{result.n:,} test messages; {result.messages} timed per form in alternating blocks, "
+        note = f" ({goal.note})" if goal.outcome == "inconclusive" else ""
+        click.echo(f"goal {goal.limit} {goal.wanted_in_words}: {goal.outcome}, {goal.reached_in_words}{note}")
+    click.echo(
+        f"{result.n:,} test messages; {result.messages:,} timed per form in alternating blocks, "
         f"{result.stolen:.0%} of the CPU time stolen by others meanwhile"
     )
-    console.print(f"verdict: {result.statement}", style="bold")
-    console.print(f"package: {result.package or 'not published; kept in ' + result.kept}")
-    console.print(f"report:  {result.report}")
-    console.print(f"next:    {next_step(result, parity)}")
+    click.secho(f"verdict: {result.statement}", bold=True)
+    click.echo(f"package: {result.package or 'not published; kept in ' + result.kept}")
+    click.echo(f"report:  {result.report}")
+    click.echo(f"next:    {next_step(result, parity)}")
     return result.exit_code

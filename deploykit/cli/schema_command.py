@@ -15,9 +15,8 @@ def command(as_json: bool) -> int:
     """Print the JSON schema of recipes. In VS Code: `deploykit schema > recipe.schema.json`, then name it in the first
     line of a recipe: `# yaml-language-server: $schema=recipe.schema.json`.
     """
-    import json
-
+    from deploykit.cli.json_output import print_json
     from deploykit.recipe import json_schema
 
-    click.echo(json.dumps(json_schema(), indent=2))
+    print_json(json_schema())
     return 0

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from deploykit.cli.options import as_json
+from deploykit.errors import ServerError
 
 
 @click.command("serve")
@@ -33,15 +34,16 @@ def command(
 ) -> int:
     """Serve REPOSITORY with a real Triton until Ctrl-C.
 
-    The embedded server listens on loopback only. For production use NVIDIA's image (--engine docker shows how).
+    The embedded server listens on loopback only. For production use NVIDIA's image (--engine docker shows how). A
+    server of your own (--engine URL) is asked whether it is ready, and left as it is.
     """
-    import json
     import time
 
+    from deploykit.cli.json_output import print_json
     from deploykit.cli.render import Screen
-    from deploykit.triton.embedded import EmbeddedServer
     from deploykit.triton.engines import open_server
 
+    elsewhere = "://" in engine
     with (
         Screen() as screen,
         open_server(
@@ -56,16 +58,18 @@ def command(
     ):
         urls = {"http": server.urls.http, "grpc": server.urls.grpc, "metrics": server.urls.metrics}
         if as_json:
-            click.echo(json.dumps({"repository": str(repository), **urls}, indent=1))
+            print_json({"repository": None if elsewhere else str(repository), **urls})
         else:
             for name, url in urls.items():
                 click.echo(f"{name:<8} {url or '-'}")
             click.echo(f"ask it: deploykit ask MODEL 'your message' --url {urls['grpc'] or urls['http']}")
-            click.echo("Ctrl-C stops it.")
+        if elsewhere:
+            return 0
+        click.echo("Ctrl-C stops it.", err=True)
         try:
-            while not isinstance(server, EmbeddedServer) or server.running:
+            while server.running:
                 time.sleep(0.5)
         except KeyboardInterrupt:
             click.echo("stopped", err=True)
             return 0
-    return 1
+        raise ServerError("the server ended by itself", "deploykit doctor says whether this machine can run it")

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-__all__ = ["INT8_VARIANTS", "QuantizeReport", "Variant", "quantize"]
+__all__ = ["INT8_VARIANTS", "QuantizeReport", "Variant", "quantize", "scheme_variants"]
 
 import collections
+import contextlib
 import logging
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import onnx
@@ -30,6 +31,10 @@ _PRODUCTS = ("QAttention", "MatMulInteger", "QGemm", "QLinearMatMul", "DynamicQu
 """Operators that multiply in int8."""
 
 
+Scheme = Literal["int8_dynamic", "int8_static", "fp16"]
+_INT8_SCHEMES: tuple[Scheme, ...] = ("int8_dynamic", "int8_static")
+
+
 @dataclass(frozen=True)
 class Variant:
     """One way to quantize.
@@ -40,7 +45,7 @@ class Variant:
         graph: `fused`; `split`, with SkipLayerNormalization taken apart again; or `plain`, as exported.
     """
 
-    scheme: Literal["int8_dynamic", "int8_static", "fp16"]
+    scheme: Scheme
     graph: Literal["fused", "split", "plain"] = "fused"
 
     @property
@@ -119,31 +124,48 @@ def quantize(
                 raise QuantizeError("static int8 needs calibration messages", "give --data, or use int8_dynamic")
             quantized = _with_static_scales(model, quantized, _batches(Encoder(source), calibration), out)
     quantized.producer_name = "deploykit"
-    onnx.save(quantized, out / "model.onnx")
-    report = _count(quantized, variant, (out / "model.onnx").stat().st_size)
+    report = _count(quantized, variant)
     if variant.scheme != "fp16" and not report.products:
         raise QuantizeError(
             f"{path} has no matrix product that could be quantized",
             "export it with `deploykit export`, whose graphs the quantizer knows",
         )
+    onnx.save(quantized, out / "model.onnx")
     return report
 
 
 def _to_dynamic_int8(model: onnx.ModelProto, scratch_parent: Path) -> onnx.ModelProto:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    logging.getLogger().setLevel(max(logging.getLogger().level, logging.ERROR))  # it advises pre-processing, done here
-    with tempfile.TemporaryDirectory(dir=scratch_parent) as scratch:
+    with tempfile.TemporaryDirectory(dir=scratch_parent) as scratch, _quiet():
         before, after = Path(scratch) / "before.onnx", Path(scratch) / "after.onnx"
         onnx.save(model, before)
-        quantize_dynamic(
-            before,
-            after,
-            per_channel=True,
-            weight_type=QuantType.QInt8,
-            extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},
-        )
+        try:
+            quantize_dynamic(
+                before,
+                after,
+                per_channel=True,
+                weight_type=QuantType.QInt8,
+                extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},
+            )
+        except (LookupError, RuntimeError, TypeError, ValueError) as error:
+            raise QuantizeError(
+                f"onnxruntime's quantizer failed: {error}",
+                "export the model with `deploykit export`, whose graphs the quantizer knows",
+            ) from error
         return onnx.load(after)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep onnxruntime's advice to pre-process, which is done here, from the screen; it speaks on the root logger."""
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(max(level, logging.ERROR))
+    try:
+        yield
+    finally:
+        root.setLevel(level)
 
 
 def _with_static_scales(
@@ -211,7 +233,7 @@ def _to_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
     return converted
 
 
-def _count(model: onnx.ModelProto, variant: Variant, size_bytes: int) -> QuantizeReport:
+def _count(model: onnx.ModelProto, variant: Variant) -> QuantizeReport:
     kinds = collections.Counter(node.op_type for node in model.graph.node)
     large = {tensor.name: tensor.data_type for tensor in model.graph.initializer if len(tensor.dims) == 2}
     tables = [
@@ -226,7 +248,7 @@ def _count(model: onnx.ModelProto, variant: Variant, size_bytes: int) -> Quantiz
         products={name: kinds[name] for name in _PRODUCTS if kinds[name]},
         float_products=sum(kinds[name] for name in ("MatMul", "Gemm", "Attention", "FusedMatMul")),
         embeddings=bool(tables) and all(kind in (onnx.TensorProto.INT8, onnx.TensorProto.UINT8) for kind in tables),
-        size_bytes=size_bytes,
+        size_bytes=model.ByteSize(),
     )
 
 
@@ -239,7 +261,7 @@ def scheme_variants(scheme: str, fusions: str) -> tuple[Variant, ...]:
     """
     if scheme == "fp16":
         return (Variant("fp16", "plain" if fusions == "none" else "fused"),)
-    graphs: dict[str, Any] = {"all": ("fused",), "none": ("plain",)}
-    open_graphs = graphs.get(fusions, ("fused", "split", "plain"))
-    schemes = ("int8_dynamic", "int8_static") if scheme == "int8" else (scheme,)
-    return tuple(v for v in INT8_VARIANTS if v.scheme in schemes and v.graph in open_graphs)
+    schemes = [known for known in _INT8_SCHEMES if scheme in ("int8", known)]
+    if fusions == "auto":
+        return tuple(variant for variant in INT8_VARIANTS if variant.scheme in schemes)
+    return tuple(Variant(known, "plain" if fusions == "none" else "fused") for known in schemes)

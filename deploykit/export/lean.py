@@ -152,14 +152,16 @@ def split_skip_normalization(model: onnx.ModelProto) -> onnx.ModelProto:
     split.CopyFrom(model)
     graph = _Graph(split)
     for number, node in enumerate(graph.of_type("SkipLayerNormalization")):
-        terms = [node.input[0], node.input[1], *node.input[4:5]]
-        total = terms[0]
-        for step, term in enumerate(terms[1:]):
+        inputs = [*node.input, *[""] * (5 - len(node.input))]
+        total, *others = [name for name in (inputs[0], inputs[1], inputs[4]) if name]
+        for step, term in enumerate(others):
             name = f"skip_sum_{number}_{step}"
+            if step == len(others) - 1 and len(node.output) > 3 and node.output[3]:
+                name = node.output[3]  # the sum itself, where something reads it (models that normalize first)
             graph.insert_before(node, helper.make_node("Add", [total, term], [name], name=name))
             total = name
         norm = helper.make_node(
-            "LayerNormalization", [total, node.input[2], node.input[3]], [node.output[0]],
+            "LayerNormalization", [name for name in (total, *inputs[2:4]) if name], [node.output[0]],
             name=f"skip_norm_{number}", axis=-1, epsilon=_attribute(node, "epsilon", 1e-5),
         )  # fmt: skip
         graph.insert_before(node, norm)
@@ -296,7 +298,7 @@ def _keep_first_token(graph: _Graph) -> None:
         if index.ndim != 0 or int(index) != 0:
             continue
         region, border = _tokenwise_region(graph, select)
-        if not region:
+        if not region or not all(name in producers for name in border):
             continue
         begin = graph.add_constant("first_token_begin", np.array([0], dtype=np.int64))
         end = graph.add_constant("first_token_end", np.array([1], dtype=np.int64))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import JsonValue
 
-from deploykit.artifacts.atomic import rename_into_place, staging, sync_tree
+from deploykit.artifacts.atomic import disk_errors, rename_into_place, staging, sync_tree
 from deploykit.artifacts.digest import digest_json
 from deploykit.data.dataset import LabelledData, hold_out, load_training_data
 from deploykit.data.readers import read_rows
@@ -48,7 +48,8 @@ def new_folder(out: Path) -> Iterator[Path]:
     out = out.absolute()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out} is there already", "remove it, or name another folder with -o")
-    out.parent.mkdir(parents=True, exist_ok=True)
+    with disk_errors(out.parent):
+        out.parent.mkdir(parents=True, exist_ok=True)
     with staging(out.parent) as scratch:
         folder = scratch / "new"
         folder.mkdir()

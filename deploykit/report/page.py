@@ -190,7 +190,9 @@ def _drop_check(metric: str) -> str:
 def _check_cells(check: Verdict, metric: str) -> dict[str, Any]:
     """A check with its numbers in words."""
     if check.check == _drop_check(metric):
-        figure, bound, limit = (_united(in_points(value), " points") for value in (check.figure, check.bound, check.limit))
+        figure, bound, limit = (
+            _united(in_points(value), " points") for value in (check.figure, check.bound, check.limit)
+        )
         below = "below"
     else:
         figure, bound, limit = (_number(value, check.unit) for value in (check.figure, check.bound, check.limit))

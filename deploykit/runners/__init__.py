@@ -6,11 +6,13 @@ __all__ = ["Message", "Outputs", "Runner", "Target", "infer_all", "open_runner",
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from deploykit.errors import ParityError, UsageError
 from deploykit.runners.base import Message, Outputs, Runner, Target
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 def open_runner(target: Target) -> Runner:
@@ -54,19 +56,28 @@ def infer_all(runner: Runner, messages: Sequence[Message], batches: Iterable[Seq
     """The outputs for all messages, in their order, run in the given batches of indices.
 
     Raises:
-        ParityError: there are no messages, or the batches do not cover them.
+        ParityError: there are no messages, the batches do not cover each once, or an output has not a row for each.
     """
+    import numpy as np
+
     if not messages:
         raise ParityError("there are no messages to run", "give a data file with at least one row")
     gathered: dict[str, np.ndarray] = {}
-    seen = 0
+    seen = np.zeros(len(messages), dtype=np.int64)
     for batch in batches:
+        if not len(batch) or not all(0 <= index < len(messages) for index in batch):
+            raise ParityError(f"a batch of {len(batch)} holds no messages, or other ones than the {len(messages)}")
         outputs = runner.infer([messages[index] for index in batch])
         for name, values in outputs.items():
             if name not in gathered:
                 gathered[name] = np.empty((len(messages), *values.shape[1:]), dtype=values.dtype)
+            if values.shape != (len(batch), *gathered[name].shape[1:]):
+                raise ParityError(
+                    f"{runner.name}: {name!r} has shape {list(values.shape)} for {len(batch)} messages",
+                    "its first axis must be the batch, the others the same for every message",
+                )
             gathered[name][list(batch)] = values
-        seen += len(batch)
-    if seen != len(messages):
-        raise ParityError(f"the batches cover {seen} of {len(messages)} messages")
+        seen[list(batch)] += 1
+    if not (seen == 1).all():
+        raise ParityError(f"the batches cover {np.count_nonzero(seen)} of {len(messages)} messages, some not just once")
     return gathered

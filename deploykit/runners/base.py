@@ -4,16 +4,12 @@ from __future__ import annotations
 
 __all__ = ["Message", "Outputs", "Runner", "Target"]
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Literal, Protocol, Self
+from typing import Literal, Protocol, Self
 
-from numpy.typing import NDArray
-
-Message = str
-Outputs = Mapping[str, NDArray[Any]]
-"""Named arrays, the first axis the batch: for a classifier `logits`, float32 [batch, labels]."""
+from deploykit.tasks.base import Message, Outputs
 
 
 class Runner(Protocol):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["OnnxRunner", "onnx_file", "open_session"]
+__all__ = ["OnnxRunner", "onnx_file", "open_session", "session_errors"]
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -57,8 +57,16 @@ def open_session(path: Path, *, threads: int = 0, device: str = "auto", settings
         options.add_session_config_entry(key, value)
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=providers)
-    except (onnxruntime.capi.onnxruntime_pybind11_state.Fail, RuntimeError, ValueError) as error:
+    except session_errors() as error:
         raise ModelError(f"onnxruntime can't load {path}: {error}", "export the model again") from None
+
+
+def session_errors() -> tuple[type[Exception], ...]:
+    """What onnxruntime raises where it can't load or run a graph: kinds that have no common base."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    kinds = [kind for kind in vars(state).values() if isinstance(kind, type) and issubclass(kind, Exception)]
+    return (*kinds, RuntimeError, ValueError)
 
 
 class OnnxRunner:
@@ -74,7 +82,7 @@ class OnnxRunner:
 
     @property
     def name(self) -> str:
-        return f"ONNX {onnx_file(self._target.location).parent.name}"
+        return f"ONNX {onnx_file(self._target.location).absolute().parent.name}"
 
     def __enter__(self) -> Self:
         path = onnx_file(self._target.location)
@@ -82,6 +90,12 @@ class OnnxRunner:
         self._inputs = [value.name for value in self._session.get_inputs()]
         self._outputs = [value.name for value in self._session.get_outputs()]
         self._encoder = Encoder(Path(self._target.tokenizer) if self._target.tokenizer else path.parent)
+        unknown = sorted(set(self._inputs) - set(self._encoder.outputs))
+        if unknown:
+            raise ModelError(
+                f"{path} wants {', '.join(unknown)}, which no tokenizer gives",
+                f"export it with no inputs but {', '.join(self._encoder.outputs)}",
+            )
         return self
 
     def __exit__(
@@ -90,7 +104,17 @@ class OnnxRunner:
         self._session = None
 
     def infer(self, messages: Sequence[Message]) -> Outputs:
-        """Every output of the graph for the messages as one batch."""
+        """Every output of the graph for the messages as one batch.
+
+        Raises:
+            ModelError: onnxruntime can't run the graph on them.
+            DataError: a message has a lone surrogate.
+        """
         tensors = self._encoder.encode(messages)
-        values = self._session.run(self._outputs, {name: tensors[name] for name in self._inputs})
+        try:
+            values = self._session.run(self._outputs, {name: tensors[name] for name in self._inputs})
+        except session_errors() as error:
+            raise ModelError(
+                f"{self.name} failed on {len(messages)} message(s): {error}", "export the model again"
+            ) from None
         return dict(zip(self._outputs, values, strict=True))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Encoder"]
+__all__ = ["Encoder", "max_length_from_folder", "refuse_surrogates"]
 
 import json
 from collections.abc import Sequence
@@ -13,10 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
-from deploykit.errors import ModelError
+from deploykit.errors import DataError, ModelError
 
 _UNSET_LENGTH = 1_000_000
 """transformers writes an absurd `model_max_length` (1e30) where a tokenizer has none."""
+_POSITIONS_BEHIND_PADDING = {
+    "camembert", "data2vec-text", "mpnet", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod",
+}  # fmt: skip
+"""Models whose position ids begin behind the padding token's id."""
 
 
 class Encoder:
@@ -28,6 +32,8 @@ class Encoder:
     Raises:
         ModelError: no tokenizer there, or one that can't be read.
     """
+
+    outputs = ("input_ids", "attention_mask", "token_type_ids")
 
     def __init__(self, folder: Path) -> None:
         path = folder / "tokenizer.json"
@@ -46,7 +52,18 @@ class Encoder:
         self.pad_id = pad_id_from_folder(folder, self._tokenizer)
 
     def encode(self, messages: Sequence[str]) -> dict[str, NDArray[np.int64]]:
-        """`input_ids`, `attention_mask` and `token_type_ids`, each int64 [messages, longest]."""
+        """`input_ids`, `attention_mask` and `token_type_ids`, each int64 [messages, longest].
+
+        Raises:
+            DataError: a message has a lone surrogate.
+        """
+        try:
+            return self._encode(messages)
+        except TypeError:  # what tokenizers says of a string that has no UTF-8
+            refuse_surrogates(messages)
+            raise
+
+    def _encode(self, messages: Sequence[str]) -> dict[str, NDArray[np.int64]]:
         if len(messages) == 1:
             encoding = self._tokenizer.encode(messages[0])
             ids = np.array([encoding.ids], dtype=np.int64)
@@ -70,16 +87,31 @@ class Encoder:
         return np.array([len(encoding) for encoding in self._tokenizer.encode_batch(list(messages))], dtype=np.int64)
 
 
+def refuse_surrogates(messages: Sequence[str]) -> None:
+    """Refuse messages that no tokenizer takes.
+
+    Raises:
+        DataError: a message has a lone surrogate.
+    """
+    for number, message in enumerate(messages, 1):
+        try:
+            message.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise DataError(
+                f"message {number} is not valid Unicode: a lone surrogate at character {error.start}",
+                "decode the text as UTF-8 where it enters",
+            ) from None
+
+
 def max_length_from_folder(folder: Path) -> int:
-    """The length to truncate to: the tokenizer's `model_max_length`, else the model's positions."""
-    tokenizer_config = _json(folder / "tokenizer_config.json")
-    length = int(tokenizer_config.get("model_max_length") or _UNSET_LENGTH)
-    if length >= _UNSET_LENGTH:
-        config = _json(folder / "config.json")
-        length = int(config.get("max_position_embeddings") or 512)
-        if config.get("model_type") in {"roberta", "xlm-roberta", "camembert", "mpnet"}:
-            length -= 2  # their position ids begin behind the padding index
-    return length
+    """The length to truncate to: the tokenizer's `model_max_length` or the model's positions, whichever is less."""
+    length = int(_json(folder / "tokenizer_config.json").get("model_max_length") or _UNSET_LENGTH)
+    config = _json(folder / "config.json")
+    positions = int(config.get("max_position_embeddings") or (512 if length >= _UNSET_LENGTH else length))
+    if config.get("model_type") in _POSITIONS_BEHIND_PADDING:
+        pad_id = config.get("pad_token_id")
+        positions -= (1 if pad_id is None else int(pad_id)) + 1
+    return min(length, positions)
 
 
 def pad_id_from_folder(folder: Path, tokenizer: Tokenizer) -> int:

@@ -14,6 +14,7 @@ import numpy as np
 from deploykit.errors import ModelError
 from deploykit.machine import usable_cores
 from deploykit.runners.base import Message, Outputs, Target
+from deploykit.runners.tokenize import max_length_from_folder, refuse_surrogates
 from deploykit.runners.untrusted import check_checkpoint
 
 
@@ -52,7 +53,9 @@ class TorchRunner:
         dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[self._target.precision]
         task = find_task(self._target.task)
         self._model = task.load_model(folder, dtype=dtype, attn_implementation="sdpa").eval().to(self._device)
-        self._tokenizer = AutoTokenizer.from_pretrained(self._target.tokenizer or folder)
+        tokenizer_folder = Path(self._target.tokenizer or folder)
+        self._tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
+        self._max_length = max_length_from_folder(tokenizer_folder)
         self._output = task.output
         return self
 
@@ -62,10 +65,24 @@ class TorchRunner:
         self._model = self._tokenizer = None
 
     def infer(self, messages: Sequence[Message]) -> Outputs:
-        """The task's output for the messages as one batch: float32, whatever precision computed it."""
+        """The task's output for the messages as one batch: float32, whatever precision computed it.
+
+        Raises:
+            DataError: a message has a lone surrogate.
+        """
         import torch
 
-        inputs = self._tokenizer(list(messages), truncation=True, padding=len(messages) > 1, return_tensors="pt")
+        try:
+            inputs = self._tokenizer(
+                list(messages),
+                truncation=True,
+                max_length=self._max_length,
+                padding=len(messages) > 1,
+                return_tensors="pt",
+            )
+        except TypeError:
+            refuse_surrogates(messages)
+            raise
         with torch.inference_mode():
             outputs = self._model(**inputs.to(self._device))[self._output]
         return {self._output: outputs.float().cpu().numpy().astype(np.float32, copy=False)}

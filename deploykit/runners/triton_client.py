@@ -123,15 +123,30 @@ class TritonClient:
             RequestError: a message can't be encoded, or the server refuses or fails the request.
             ServerError: there is no server, or it does not answer.
         """
-        outputs = self.infer(model, {"text": text_tensor(texts)}, ("label", "score"), {"top_k": top_k})
-        labels, scores = outputs["label"], outputs["score"]
-        if labels.shape != scores.shape or labels.ndim != 2 or len(labels) != len(texts) or labels.shape[1] == 0:
-            raise self._malformed(f"labels of shape {labels.shape}, scores of {scores.shape} for {len(texts)} messages")
+        found = self.infer_texts(model, texts, top_k=top_k)
         answers = []
-        for row_labels, row_scores in zip(labels, scores, strict=True):
-            ranked = [(_decoded(label), float(score)) for label, score in zip(row_labels, row_scores, strict=True)]
+        for labels, scores in zip(found["label"], found["score"], strict=True):
+            ranked = [(_decoded(label), float(score)) for label, score in zip(labels, scores, strict=True)]
             answers.append(Answer(*ranked[0], tuple(ranked[1:])))
         return answers
+
+    def infer_texts(
+        self, model: str, texts: Sequence[str], outputs: Sequence[str] = ("label", "score"), top_k: int = 1
+    ) -> dict[str, NDArray[Any]]:
+        """One inference of a text entry: `label` BYTES and `score` float, each [messages, k], and further outputs.
+
+        Raises:
+            As `ask`.
+        """
+        found = self.infer(model, {"text": _text_tensor(texts)}, outputs, {"top_k": top_k})
+        labels, scores = found["label"], found["score"]
+        readable = labels.dtype == np.object_ and scores.dtype.kind == "f"
+        if not readable or labels.shape != scores.shape or labels.ndim != 2 or labels.shape[1] == 0:
+            raise self._malformed(f"labels {labels.dtype} {labels.shape}, scores {scores.dtype} {scores.shape}")
+        for name in outputs:
+            if len(found[name]) != len(texts):
+                raise self._malformed(f"output {name} has {len(found[name])} rows for {len(texts)} messages")
+        return found
 
     def infer(
         self,
@@ -216,7 +231,7 @@ class TritonClient:
         return RequestError(f"{self._address} sent a malformed reply: {what}", hint="is it a Triton server?")
 
 
-def text_tensor(texts: Sequence[str]) -> NDArray[np.object_]:
+def _text_tensor(texts: Sequence[str]) -> NDArray[np.object_]:
     """The input of a text entry: object [messages, 1] of UTF-8.
 
     Raises:

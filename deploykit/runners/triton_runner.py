@@ -12,7 +12,7 @@ import numpy as np
 
 from deploykit.errors import ServerError, UsageError
 from deploykit.runners.base import Message, Outputs, Target
-from deploykit.runners.triton_client import TritonClient, text_tensor
+from deploykit.runners.triton_client import TritonClient
 from deploykit.runners.triton_wire import parse_url
 
 
@@ -69,8 +69,8 @@ class TritonRunner:
         """
         if self._client is None:
             raise UsageError("the runner is not entered", hint="use it in a with statement")
-        found = self._client.infer(self._model, {"text": text_tensor(messages)}, ("logits", "label", "score"))
-        labels = [value.decode("utf-8") for value in found["label"][:, 0]]
+        found = self._client.infer_texts(self._model, messages, ("label", "score", "logits"))
+        labels = [value.decode("utf-8", errors="replace") for value in found["label"][:, 0]]
         return {
             "logits": found["logits"],
             "label": np.array(labels, dtype=np.object_),

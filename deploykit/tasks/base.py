@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-__all__ = ["Answer", "Task"]
+__all__ = ["Answer", "Message", "Outputs", "Task"]
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
-
-from numpy.typing import NDArray
-
-from deploykit.runners.base import Outputs
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from transformers import PreTrainedModel
+
+Message = str
+Outputs: TypeAlias = "Mapping[str, NDArray[Any]]"
+"""Named arrays, the first axis the batch: for a classifier `logits`, float32 [batch, labels]."""
 
 
 @dataclass(frozen=True)

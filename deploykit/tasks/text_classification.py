@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deploykit.errors import DataError
-from deploykit.runners.base import Outputs
-from deploykit.tasks.base import Answer
+from deploykit.errors import DataError, ModelError
+from deploykit.tasks.base import Answer, Outputs
+from deploykit.tasks.quiet import quiet_transformers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -33,9 +33,15 @@ class TextClassification:
             folder: a Hugging Face checkpoint folder (safetensors).
             labels: the labels of a new head, in index order; without it the checkpoint's own head is kept.
             settings: passed on to `from_pretrained`.
+
+        Raises:
+            ModelError: transformers can't load it, or it has no head (and no labels for a new one are given).
         """
+        from huggingface_hub.errors import StrictDataclassError
         from transformers import AutoModelForSequenceClassification
 
+        if settings.get("attn_implementation") == "sdpa":
+            del settings["attn_implementation"]  # the default; to ask for it is an error where a model lacks it (MPNet)
         if labels is not None:
             settings |= {
                 "num_labels": len(labels),
@@ -45,7 +51,23 @@ class TextClassification:
                 # A checkpoint that was tuned for other labels gets a new head.
                 "ignore_mismatched_sizes": True,
             }
-        model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(folder, **settings)
+        model: PreTrainedModel
+        try:
+            with quiet_transformers():
+                model, found = AutoModelForSequenceClassification.from_pretrained(
+                    folder, output_loading_info=True, **settings
+                )
+        except (OSError, ValueError, RuntimeError, KeyError, StrictDataclassError) as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise ModelError(
+                f"transformers can't load {folder} for {self.name}: {reason}",
+                "check that its config.json belongs to its weights, and that transformers knows the model type",
+            ) from error
+        if labels is None and found["missing_keys"]:
+            raise ModelError(
+                f"{folder} has no weights for {', '.join(sorted(found['missing_keys'])[:3])}",
+                "a pretrained encoder answers nothing yet: `deploykit finetune` gives it a head",
+            )
         return model
 
     def targets(self, labels: Sequence[str], label_names: Sequence[str]) -> NDArray[np.int64]:

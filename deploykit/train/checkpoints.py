@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ["last_complete", "seal"]
 
 import json
+import shutil
 from pathlib import Path
 
 from deploykit.artifacts.atomic import write_atomic
@@ -18,13 +19,15 @@ def seal(checkpoint: Path) -> None:
     sizes = {
         path.relative_to(checkpoint).as_posix(): path.stat().st_size
         for path in sorted(checkpoint.rglob("*"))
-        if path.is_file()
+        if path.is_file() and path.name != _SEAL  # sealed once already, where a step is saved twice
     }
     write_atomic(checkpoint / _SEAL, json.dumps(sizes, indent=0).encode())
 
 
 def last_complete(workspace: Path, listener: Listener) -> Path | None:
-    """The newest complete checkpoint of a training folder; broken ones are passed over with a warning.
+    """The newest complete checkpoint of a training folder; newer ones that are broken are removed with a warning.
+
+    Left where they are, they would count as the newest when the Trainer makes room, and outlive complete ones.
 
     Args:
         workspace: the folder with the `checkpoint-STEP` folders.
@@ -36,6 +39,7 @@ def last_complete(workspace: Path, listener: Listener) -> Path | None:
         if fault is None:
             return checkpoint
         listener(Warn(f"training checkpoint {checkpoint.name} is passed over: {fault}"))
+        shutil.rmtree(checkpoint, ignore_errors=True)
     return None
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-__all__ = ["FinetuneResult", "finetune"]
+__all__ = ["FinetuneResult", "finetune", "is_main_process"]
 
 import contextlib
 import importlib.util
-import json
 import math
 import signal
 import threading
@@ -19,8 +18,10 @@ from deploykit.data.dataset import LabelledData
 from deploykit.errors import MissingDependencyError, TrainingError
 from deploykit.events import Listener, Note, Progress, ignore
 from deploykit.recipe import Finetune
+from deploykit.runners.tokenize import max_length_from_folder
 from deploykit.runners.untrusted import check_checkpoint
 from deploykit.tasks import Task
+from deploykit.tasks.quiet import quiet_transformers
 from deploykit.train.checkpoints import last_complete, seal
 
 _SAVE_EVERY_S = 60.0
@@ -84,95 +85,51 @@ def finetune(
         TrainingError: the loss or a metric is not a number; the message names the step.
         ModelError: the checkpoint is damaged, unsafe or of the wrong kind.
     """
-    import torch
-    from transformers import AutoTokenizer, DataCollatorWithPadding, TrainingArguments, set_seed
+    from transformers import DataCollatorWithPadding, set_seed
 
     check_checkpoint(model, trust_pickle=trust_pickle)
     workspace.mkdir(parents=True, exist_ok=True)
-    set_seed(seed)
-    precision = _precision(settings.precision)
-    tokenizer = AutoTokenizer.from_pretrained(model, use_fast=True)
-    tokenizer.model_max_length = min(settings.max_length, tokenizer.model_max_length)
-    network = task.load_model(
-        model,
-        data.label_names,
-        attn_implementation=settings.attention,
-        use_safetensors=None if trust_pickle else True,
-        dtype=torch.float32,  # master weights; autocast computes in `precision`
-        **_dropout(model, settings.dropout),
-    )
-    _freeze(network, settings)
-    collator = DataCollatorWithPadding(tokenizer)
-    tokenizer.deprecation_warnings["Asking-to-pad-a-fast-tokenizer"] = True
-    splits = {
-        name: _features(tokenizer, table.texts, task.targets(table.labels or (), data.label_names))
-        for name, table in (("train", data.train), ("validation", data.validation))
-    }
-    steps_per_epoch = math.ceil(
-        len(splits["train"]) / (settings.batch_size * settings.gradient_accumulation * _world_size())
-    )
-    total = math.ceil(steps_per_epoch * settings.epochs)
-    arguments = TrainingArguments(
-        output_dir=str(workspace),
-        num_train_epochs=settings.epochs,
-        learning_rate=settings.learning_rate,
-        per_device_train_batch_size=settings.batch_size,
-        per_device_eval_batch_size=max(settings.batch_size, 64),
-        gradient_accumulation_steps=settings.gradient_accumulation,
-        gradient_checkpointing=settings.gradient_checkpointing,
-        weight_decay=settings.weight_decay,
-        warmup_steps=math.ceil(total * settings.warmup),
-        lr_scheduler_type=settings.scheduler,
-        label_smoothing_factor=settings.label_smoothing,
-        optim=_optimizer(settings.optimizer),
-        bf16=precision == "bf16",
-        fp16=precision == "fp16",
-        train_sampling_strategy="group_by_length",
-        eval_strategy="epoch",
-        save_strategy="epoch",
-        save_total_limit=2,
-        load_best_model_at_end=settings.early_stopping is not None,
-        metric_for_best_model=task.metric,
-        greater_is_better=True,
-        logging_steps=10,
-        logging_nan_inf_filter=False,
-        dataloader_pin_memory=torch.cuda.is_available(),
-        disable_tqdm=True,
-        log_level="error",
-        report_to=[],
-        seed=seed,
-    )
-    watch = _watch(total, listener)
-    trainer = _trainer_class()(
-        model=network,
-        args=arguments,
-        train_dataset=splits["train"],
-        eval_dataset=splits["validation"],
-        data_collator=collator,
-        processing_class=tokenizer,
-        compute_metrics=lambda prediction: dict(
-            task.metrics({task.output: prediction.predictions}, prediction.label_ids)
-        ),
-        callbacks=[watch, *_early_stopping(settings.early_stopping)],
-    )
-    trainer.remove_callback(_printer())
-    start = last_complete(workspace, listener)
-    resumed_from = int(start.name.rpartition("-")[2]) if start else 0
-    if start:
-        listener(Note(f"going on from training step {resumed_from} of {total}"))
-    with _interrupts(watch):
-        trainer.train(resume_from_checkpoint=str(start) if start else None)
-    if watch.interrupted:
-        raise KeyboardInterrupt
-    metrics = {name.removeprefix("eval_"): float(value) for name, value in trainer.evaluate().items()}
-    metrics = {name: metrics[name] for name in ("loss", *_metric_names(task, metrics)) if name in metrics}
-    broken = [name for name, value in metrics.items() if not math.isfinite(value)]
-    if broken:
-        raise TrainingError(f"{broken[0]} is not a number after step {trainer.state.global_step}", _NAN_HINT)
-    if trainer.is_world_process_zero():
-        out.mkdir(parents=True, exist_ok=True)
-        network.float().save_pretrained(out)
-        tokenizer.save_pretrained(out)
+    if not is_main_process():
+        listener = ignore  # one of them speaks for all
+    with quiet_transformers():
+        set_seed(seed)
+        tokenizer = _tokenizer(model, settings.max_length)
+        network = _network(model, data.label_names, settings, task, trust_pickle=trust_pickle)
+        splits = {
+            name: _features(tokenizer, table.texts, task.targets(table.labels or (), data.label_names))
+            for name, table in (("train", data.train), ("validation", data.validation))
+        }
+        steps_per_epoch = math.ceil(
+            len(splits["train"]) / (settings.batch_size * settings.gradient_accumulation * _world_size())
+        )
+        total = math.ceil(steps_per_epoch * settings.epochs)
+        watch = _watch(steps_per_epoch, total, task.metric, listener)
+        trainer = _trainer_class(steps_per_epoch)(
+            model=network,
+            args=_arguments(settings, task, workspace, seed=seed, total=total),
+            train_dataset=splits["train"],
+            eval_dataset=splits["validation"],
+            data_collator=DataCollatorWithPadding(tokenizer),
+            processing_class=tokenizer,
+            compute_metrics=lambda prediction: dict(
+                task.metrics({task.output: prediction.predictions}, prediction.label_ids)
+            ),
+            callbacks=[watch, *_early_stopping(settings.early_stopping)],
+        )
+        trainer.remove_callback(_printer())
+        start = last_complete(workspace, listener)
+        resumed_from = int(start.name.rpartition("-")[2]) if start else 0
+        if start:
+            listener(Note(f"going on from training step {resumed_from} of {total}"))
+        with _interrupts(watch):
+            trainer.train(resume_from_checkpoint=str(start) if start else None)
+        if watch.interrupted:
+            raise KeyboardInterrupt
+        metrics = _final_metrics(trainer, splits["validation"], task)
+        if trainer.is_world_process_zero():
+            out.mkdir(parents=True, exist_ok=True)
+            network.float().save_pretrained(out)
+            tokenizer.save_pretrained(out)
     parameters = list(network.parameters())
     return FinetuneResult(
         metrics=metrics,
@@ -182,16 +139,102 @@ def finetune(
         parameters=sum(value.numel() for value in parameters),
         resumed_from=resumed_from,
         device=str(trainer.args.device),
-        precision=precision,
+        precision=_precision(settings.precision),
     )
 
 
+def is_main_process() -> bool:
+    """Whether this process is the one that writes; under `torchrun` several train together."""
+    from accelerate import PartialState
+
+    return bool(PartialState().is_main_process)
+
+
+_DROPOUTS = (
+    "attention_dropout",
+    "attention_probs_dropout_prob",
+    "classifier_dropout",
+    "dropout",
+    "hidden_dropout_prob",
+    "seq_classif_dropout",
+)
 _NAN_HINT = "lower finetune.learning_rate, or use finetune.precision=fp32"
 
 
-def _metric_names(task: Task, metrics: Mapping[str, float]) -> list[str]:
-    timing = {"runtime", "samples_per_second", "steps_per_second", "epoch", "loss", task.metric}
-    return [task.metric, *sorted(set(metrics) - timing)]
+def _tokenizer(model: Path, max_length: int) -> Any:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model, use_fast=True)
+    tokenizer.model_max_length = min(max_length, max_length_from_folder(model))
+    tokenizer.deprecation_warnings["Asking-to-pad-a-fast-tokenizer"] = True
+    return tokenizer
+
+
+def _network(model: Path, labels: Sequence[str], settings: Finetune, task: Task, *, trust_pickle: bool) -> Any:
+    """The model with a head for these labels, and what is not to be trained frozen."""
+    import torch
+
+    network = task.load_model(
+        model,
+        labels,
+        attn_implementation=settings.attention,
+        use_safetensors=None if trust_pickle else True,
+        dtype=torch.float32,  # master weights; autocast computes in `precision`
+        **_dropout(model, settings.dropout),
+    )
+    _freeze(network, settings)
+    return network
+
+
+def _arguments(settings: Finetune, task: Task, workspace: Path, *, seed: int, total: int) -> Any:
+    import torch
+    from transformers import TrainingArguments
+
+    precision = _precision(settings.precision)
+    # The newer name of an option that warns when it is named at all.
+    name = "activation" if hasattr(TrainingArguments, "activation_checkpointing") else "gradient"
+    checkpointing = {f"{name}_checkpointing": True} if settings.gradient_checkpointing else {}
+    return TrainingArguments(
+        output_dir=str(workspace),
+        num_train_epochs=settings.epochs,
+        learning_rate=settings.learning_rate,
+        per_device_train_batch_size=settings.batch_size,
+        per_device_eval_batch_size=max(settings.batch_size, 64),
+        gradient_accumulation_steps=settings.gradient_accumulation,
+        weight_decay=settings.weight_decay,
+        warmup_steps=math.ceil(total * settings.warmup),
+        lr_scheduler_type=settings.scheduler,
+        label_smoothing_factor=settings.label_smoothing,
+        optim=_optimizer(settings.optimizer),
+        bf16=precision == "bf16",
+        fp16=precision == "fp16",
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        save_total_limit=2,
+        load_best_model_at_end=settings.early_stopping is not None,
+        metric_for_best_model=task.metric,
+        greater_is_better=True,
+        restore_callback_states_from_checkpoint=True,  # how long early stopping has been waiting
+        logging_steps=10,
+        logging_nan_inf_filter=False,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        disable_tqdm=True,
+        log_level="error",
+        report_to=[],
+        seed=seed,
+        **checkpointing,
+    )
+
+
+def _final_metrics(trainer: Any, validation: Any, task: Task) -> dict[str, float]:
+    """The loss and every metric of the task on the validation split."""
+    prediction = trainer.predict(validation)
+    metrics = {"loss": float(prediction.metrics["test_loss"])}
+    metrics |= task.metrics({task.output: prediction.predictions}, prediction.label_ids)
+    for name, value in metrics.items():
+        if not math.isfinite(value):
+            raise TrainingError(f"{name} is not a number after step {trainer.state.global_step}", _NAN_HINT)
+    return metrics
 
 
 def _features(tokenizer: Any, texts: Sequence[str], targets: Any) -> list[dict[str, Any]]:
@@ -222,9 +265,10 @@ def _dropout(model: Path, dropout: float | None) -> dict[str, float]:
     """The config keys of a model's dropout that it has, set to `dropout`."""
     if dropout is None:
         return {}
-    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
-    keys = ("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout")
-    return {key: dropout for key in keys if key in config}
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(model)
+    return {key: dropout for key in _DROPOUTS if hasattr(config, key)}
 
 
 def _freeze(network: Any, settings: Finetune) -> None:
@@ -259,10 +303,11 @@ def _early_stopping(patience: int | None) -> list[Any]:
     return [] if patience is None else [EarlyStoppingCallback(early_stopping_patience=patience)]
 
 
-def _trainer_class() -> Any:
-    """The Trainer, that stops at the first loss that is not a number and names its step."""
+def _trainer_class(steps_per_epoch: int) -> Any:
+    """The Trainer, that stops at the first loss that is not a number, and orders each epoch by seed and epoch alone."""
     import torch
     from transformers import Trainer
+    from transformers.trainer_pt_utils import LengthGroupedSampler
 
     class WatchfulTrainer(Trainer):  # type: ignore[misc]
         def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -273,10 +318,25 @@ def _trainer_class() -> Any:
                 raise TrainingError(f"the loss is not a number at step {self.state.global_step + 1}", _NAN_HINT)
             return loss
 
+        def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+            trainer = self
+
+            class EpochSampler(LengthGroupedSampler):  # type: ignore[misc]
+                # The library's own draws from the global generator: a run resumed within an epoch would go on in
+                # another order, with messages twice and messages never.
+                def __iter__(self) -> Iterator[int]:
+                    epoch = trainer.state.global_step // steps_per_epoch
+                    self.generator = torch.Generator().manual_seed(trainer.args.seed + epoch)
+                    order: Iterator[int] = super().__iter__()
+                    return order
+
+            data = self.train_dataset if train_dataset is None else train_dataset
+            return EpochSampler(self.args.train_batch_size * self.args.gradient_accumulation_steps, dataset=data)
+
     return WatchfulTrainer
 
 
-def _watch(total: int, listener: Listener) -> Any:
+def _watch(steps_per_epoch: int, total: int, metric: str, listener: Listener) -> Any:
     """The callback that reports progress, seals checkpoints, saves now and then, and stops when interrupted."""
     import time
 
@@ -291,24 +351,46 @@ def _watch(total: int, listener: Listener) -> Any:
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             listener(Progress("finetune", state.global_step, total, "step", dict(self.figures)))
-            due = time.monotonic() - self.saved_at > _SAVE_EVERY_S and state.global_step < total
-            if self.interrupted or due:
-                control.should_save = True
-            if self.interrupted:
-                control.should_training_stop = True
-                control.should_evaluate = False
+            due = time.monotonic() - self.saved_at > _SAVE_EVERY_S
+            stop, due = _agreed(self.interrupted, due, args, state)
+            # At the end of an epoch it is evaluated and saved in any case.
+            control.should_save = (stop or due) and not self._at_epoch_end(state)
+            if stop:
+                self.interrupted = control.should_training_stop = True
+
+        def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if self.interrupted and not self._at_epoch_end(state):
+                control.should_evaluate = control.should_save = False
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-            for name, key in (("loss", "loss"), ("eval_accuracy", "val_accuracy"), ("eval_loss", "val_loss")):
-                if name in (logs or {}):
-                    self.figures[key] = float(logs[name])
+            names = {"loss": "loss", f"eval_{metric}": f"val_{metric}", "eval_loss": "val_loss"}
+            self.figures |= {names[name]: float(value) for name, value in (logs or {}).items() if name in names}
 
         def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             self.saved_at = time.monotonic()
             if state.is_world_process_zero:
                 seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
+        def _at_epoch_end(self, state: Any) -> bool:
+            return bool(state.global_step % steps_per_epoch == 0 or state.global_step == total)
+
     return Watch()
+
+
+def _agreed(stop: bool, save: bool, args: Any, state: Any) -> tuple[bool, bool]:
+    """What any process wants, the same in all of them: one that stops or saves alone leaves the others waiting.
+
+    Several processes ask each other only now and then, since the answer waits for the GPU.
+    """
+    import torch
+
+    if args.world_size == 1:
+        return stop, save
+    if state.global_step % args.logging_steps:
+        return False, False
+    wishes = torch.tensor([stop, save], dtype=torch.int32, device=args.device)
+    torch.distributed.all_reduce(wishes, op=torch.distributed.ReduceOp.MAX)
+    return bool(wishes[0]), bool(wishes[1])
 
 
 @contextlib.contextmanager

@@ -134,6 +134,7 @@ def tensor_model_config(
     instances: InstanceGroup = InstanceGroup(),
     batching: DynamicBatching | None = None,
     threads: int = 0,
+    versions: int = 1,
     parameters: Mapping[str, str] | None = None,
     warmup: Sequence[Warmup] = (),
 ) -> ModelConfig:
@@ -147,6 +148,7 @@ def tensor_model_config(
         instances: how many copies, and where.
         batching: None to run every request by itself.
         threads: onnxruntime's intra-op threads of each instance; 0 for its own choice.
+        versions: how many of the latest versions are loaded.
         parameters: further parameters of the backend.
         warmup: requests to send before the model is ready.
 
@@ -167,6 +169,7 @@ def tensor_model_config(
         batching=batching,
         parameters={"intra_op_thread_count": str(threads), **(parameters or {})},
         warmup=warmup,
+        versions=versions,
     )
 
 
@@ -287,6 +290,7 @@ def _config(
     batching: DynamicBatching | None,
     parameters: Mapping[str, str],
     warmup: Sequence[Warmup],
+    versions: int = 1,
 ) -> ModelConfig:
     from tritonclient.grpc.model_config_pb2 import ModelConfig
 
@@ -294,7 +298,7 @@ def _config(
     _check_sizes(name, max_batch_size, instances, batching)
     _check_tensors(name, inputs, outputs)
     config = ModelConfig(name=name, backend=backend, max_batch_size=max_batch_size)
-    config.version_policy.latest.num_versions = 1
+    config.version_policy.latest.num_versions = versions
     for tensor in inputs:
         config.input.add(name=tensor.name, data_type=_code(tensor.dtype), dims=tensor.dims)
     for tensor in outputs:

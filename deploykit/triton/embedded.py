@@ -115,6 +115,14 @@ class EmbeddedServer:
         """Whether the server process still lives."""
         return self._warden is not None and self._warden.poll() is None
 
+    def raise_if_ended(self) -> None:
+        """Raises ServerError, in the server's own words, where the started server has ended by itself.
+
+        It ends too when a stub, the process of a Python model, dies: Triton would go on to call itself ready.
+        """
+        if self._warden is not None and self._warden.poll() is not None:
+            raise self._why_it_ended()
+
     def __enter__(self) -> Self:
         self.start()
         return self
@@ -134,6 +142,10 @@ class EmbeddedServer:
             raise ServerError("this server is already started")
         if not self._repository.is_dir():
             raise ServerError(f"{self._repository} is not a folder", hint="name a Triton model repository")
+        if self._models is None and not any(path.is_dir() for path in self._repository.iterdir()):
+            raise ServerError(
+                f"{self._repository} holds no model", hint="write one: deploykit package MODEL -o REPOSITORY"
+            )
         if self._installation is None:
             self._installation = ensure_installed()
         for attempt in range(1, _ATTEMPTS + 1):
@@ -213,7 +225,7 @@ class EmbeddedServer:
             f"--metrics-address={_LOOPBACK}",
             f"--metrics-port={metrics_port}",
             "--allow-gpu-metrics=false",
-            "--exit-timeout-secs=5",
+            "--exit-timeout-secs=3",
         ]
 
     def _await_ready(self) -> None:
@@ -224,43 +236,24 @@ class EmbeddedServer:
             if self._answers_ready():
                 return
             time.sleep(0.02)
-        raise ServerError(
-            f"the Triton server was not ready after {self._start_timeout_s:.0f} s",
-            hint=self._hint(),
-        )
+        raise ServerError(f"the Triton server was not ready after {self._start_timeout_s:.0f} s", hint=self._hint())
 
     def _answers_ready(self) -> bool:
-        # Only after the server said that it serves HTTP: before, another process might answer on that port.
-        if b"Started HTTPService at" not in self._log.read_bytes():
+        # Only after the server said that it listens: before, another process might answer on that port.
+        if b"Started Metrics Service at" not in self._log.read_bytes():  # the last of the three
             return False
-        connection = http.client.HTTPConnection(_LOOPBACK, self._ports[0], timeout=1.0)
-        try:
-            connection.request("GET", "/v2/health/ready")
-            return connection.getresponse().status == 200
-        except (OSError, http.client.HTTPException):
-            return False
-        finally:
-            connection.close()
+        http_port, _, metrics_port = self._ports
+        return _answers(http_port, "/v2/health/ready") and _answers(metrics_port, "/metrics")
 
     def _why_it_ended(self) -> ServerError:
-        text = self._log.read_text(encoding="utf-8", errors="replace").replace(
-            str(self._scratch / "repository"), str(self._repository)
-        )
-        taken = _PORT_TAKEN.search(text)
-        if taken:
-            return _PortTakenError(
-                f"the Triton server could not listen: {taken.group(0).strip()}",
-                hint="choose another port, or 0 for a free one",
-            )
-        failed = _LOAD_FAILED.findall(text)
-        if failed:
-            said = "; ".join(
-                f"model {name!r} failed to load: {_first_line(reason)}" for name, reason in dict(failed).items()
-            )
-            return ServerError(said, hint=self._hint())
-        errors = _ERROR_LINE.findall(text)
-        said = _first_line(errors[-1]) if errors else _first_line(text.strip().rpartition("\n")[2] or "it said nothing")
-        return ServerError(f"the Triton server ended at its start: {said}", hint=self._hint())
+        text = self._log.read_text(encoding="utf-8", errors="replace")
+        text = text.replace(str(self._scratch / "repository"), str(self._repository))
+        said = [_first_line(line) for line in _ERRORS.findall(text) if not any(known in line for known in _NOISE)]
+        said = said or [_first_line(text.strip().rpartition("\n")[2])]
+        message = f"the Triton server ended: {'; '.join(dict.fromkeys(said))}"
+        if "already in use" in message:
+            return _PortTakenError(message, hint="choose another port, or 0 for a free one")
+        return ServerError(message, hint=self._hint())
 
     def _hint(self) -> str:
         return (
@@ -272,11 +265,9 @@ class _PortTakenError(ServerError):
     """The server found a port taken."""
 
 
-_PORT_TAKEN = re.compile(
-    r"(?:Socket '[^']*' already in use|[Ff]ailed to (?:start|bind)[^\n\"]*(?:in use|port)[^\n\"]*)"
-)
-_LOAD_FAILED = re.compile(r"failed to load '([^']+)' version \d+: ([^\n]*)")
-_ERROR_LINE = re.compile(r"^(?:error: |E\d{4} [^\]]*\] )(.*)$", re.MULTILINE)
+_ERRORS = re.compile(r"^(?:E\d{4} [^\]]*\]|\[libprotobuf ERROR [^\]]*\]|error:) (.*)$", re.MULTILINE)
+# Said on every machine without a GPU, said twice, or said of the whole after its parts.
+_NOISE = ("CudaDriverHelper", "Failed to create instance", "creating server", "created_time")
 _SERVER_ENVIRONMENT = {
     # Thread pools of numpy and of the tokenizers would only get in the way of onnxruntime's.
     "OMP_NUM_THREADS": "1",
@@ -287,9 +278,20 @@ _SERVER_ENVIRONMENT = {
 }
 
 
+def _answers(port: int, path: str) -> bool:
+    connection = http.client.HTTPConnection(_LOOPBACK, port, timeout=1.0)
+    try:
+        connection.request("GET", path)
+        return connection.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
 def _first_line(message: str) -> str:
-    """The first line of a message in which Triton may have escaped the line ends."""
-    return message.replace("\\n", "\n").strip().strip('"').splitlines()[0]
+    """The first line of a message, whose line ends Triton may have escaped."""
+    return message.partition("\\n")[0].strip().strip('"').strip()
 
 
 def _free_ports(http_port: int, grpc_port: int, metrics_port: int) -> tuple[int, int, int]:

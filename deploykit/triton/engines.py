@@ -38,6 +38,20 @@ class Server(Protocol):
         """Where it listens."""
         ...
 
+    @property
+    def running(self) -> bool:
+        """Whether it still runs."""
+        ...
+
+    def raise_if_ended(self) -> None:
+        """Raises ServerError, with what is known of the cause, where it has ended by itself."""
+        ...
+
+    @property
+    def running(self) -> bool:
+        """Whether it still lives, as far as can be seen from here."""
+        ...
+
 
 def open_server(
     engine: str,
@@ -166,6 +180,21 @@ class DockerServer:
             metrics=f"http://{_LOOPBACK}:{metrics_port}/metrics",
         )
 
+    @property
+    def running(self) -> bool:
+        """Whether the container still runs."""
+        return self._process is not None and self._process.poll() is None
+
+    @property
+    def running(self) -> bool:
+        """Whether the container still runs."""
+        return self._process is not None and self._process.poll() is None
+
+    def raise_if_ended(self) -> None:
+        """Raises ServerError where the container has ended by itself."""
+        if self._process is not None and not self.running:
+            raise ServerError("the container ended", hint=self._hint())
+
     def __enter__(self) -> Self:
         _require_docker(self._command)
         self._listener(Note(" ".join(self._command)))
@@ -205,8 +234,7 @@ class DockerServer:
         deadline = time.monotonic() + self._start_timeout_s
         with TritonClient(str(self.urls.http), timeout_s=2.0, retries=False) as client:
             while time.monotonic() < deadline:
-                if self._process is None or self._process.poll() is not None:
-                    raise ServerError("the container ended before its models were ready", hint=self._hint())
+                self.raise_if_ended()
                 try:
                     if client.ready():
                         return
@@ -242,12 +270,30 @@ class _RunningServer:
         url = str(self._address)
         return ServerUrls(grpc=url) if self._address.protocol == "grpc" else ServerUrls(http=url)
 
-    def __enter__(self) -> Self:
+    @property
+    def running(self) -> bool:
+        """Whether it answers that it is ready."""
+        try:
+            self.raise_if_ended()
+        except ServerError:
+            return False
+        return True
+
+    def raise_if_ended(self) -> None:
+        """Raises ServerError where it is not there, or it or a model of it is not ready."""
         with TritonClient(str(self._address)) as client:
             for model in (None, *self._models):
                 if not client.ready(model):
                     what = "is not ready" if model is None else f"has no model {model!r} that is ready"
                     raise ServerError(f"the server at {self._address} {what}", hint="look at its log")
+
+    @property
+    def running(self) -> bool:
+        """Its life is no business of this process; requests tell."""
+        return True
+
+    def __enter__(self) -> Self:
+        self.raise_if_ended()
         return self
 
     def __exit__(

@@ -7,6 +7,7 @@ __all__ = [
     "Installation",
     "default_cache",
     "ensure_installed",
+    "installation_in",
     "libpython_folder",
     "unsupported_reason",
 ]
@@ -81,6 +82,11 @@ def default_cache() -> Path:
     return Path.home() / ".cache" / "deploykit"
 
 
+def installation_in(cache: Path) -> Installation:
+    """Where the server of this Python version lies in a cache folder, or will; see `Installation.complete`."""
+    return Installation(cache / f"triton-{TRITON_VERSION}-python{_PYTHON}")
+
+
 def unsupported_reason() -> str | None:
     """Why the embedded server can't run on this machine, or None where it can."""
     machine = f"{platform.system()} {platform.machine()}"
@@ -135,7 +141,7 @@ def ensure_installed(cache: Path | None = None, listener: Listener = ignore) -> 
     if reason is not None:
         raise ServerError(reason, hint=_ELSEWHERE)
     cache = default_cache() if cache is None else cache.absolute()
-    found = Installation(cache / f"triton-{TRITON_VERSION}-python{_PYTHON}")
+    found = installation_in(cache)
     if found.complete:
         return found
     try:

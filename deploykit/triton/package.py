@@ -27,7 +27,6 @@ from deploykit.triton.config import (
     WarmupInput,
     tensor_model_config,
     text_model_config,
-    warmup_bytes,
     write_config,
 )
 from deploykit.triton.entries import vendor_tokenizers
@@ -122,6 +121,8 @@ def build_package(
             # The text entry has made its batch already: waiting here would be added to every call.
             batching=DynamicBatching(),
             threads=settings.threads,
+            # While a new version is loaded, the text entry of the one before still calls its own.
+            versions=2,
             warmup=[_tensor_warmup(tensor_folder, encoder, inputs, number, text) for number, text in enumerate(warm)],
         ),
     )
@@ -151,7 +152,7 @@ def build_package(
             ],
             max_batch_size=settings.max_batch_size,
             batching=batching,
-            warmup=[_text_warmup(text_folder, number, text) for number, text in enumerate(warm)],
+            # No warm-up here: while a server starts it refuses the call to the tensor entry.
         ),
     )
 
@@ -181,10 +182,3 @@ def _tensor_warmup(folder: Path, encoder: Encoder, inputs: Sequence[str], number
         (folder / WARMUP_FOLDER / file).write_bytes(tensors[name][0].astype("<i8").tobytes())
         found.append(WarmupInput(name, "INT64", (tensors[name].shape[1],), file))
     return Warmup(f"sample {number}", tuple(found))
-
-
-def _text_warmup(folder: Path, number: int, text: str) -> Warmup:
-    (folder / WARMUP_FOLDER).mkdir(exist_ok=True)
-    file = f"{number}_text"
-    (folder / WARMUP_FOLDER / file).write_bytes(warmup_bytes(text))
-    return Warmup(f"sample {number}", (WarmupInput("text", "BYTES", (1,), file),))

@@ -72,17 +72,37 @@ def _stop(server: subprocess.Popen[bytes], log: Path, grace_s: float) -> None:
                 os.wait()  # the stubs, which came to this process when the server ended
 
 
+def _dead_stubs(server: int) -> set[str]:
+    """The server's children that have died and that it has not noticed: it would go on to call itself ready."""
+    dead = set()
+    for listing in Path(f"/proc/{server}/task").glob("*/children"):
+        with contextlib.suppress(OSError):  # the thread, or the child, is gone meanwhile
+            for child in listing.read_text().split():
+                state = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0]
+                if state == "Z":
+                    dead.add(child)
+    return dead
+
+
 def main(argument: str) -> int:
-    """Runs the server of this JSON spec until it ends, SIGTERM comes or the parent is gone; returns its status."""
+    """Runs the server of this JSON spec until it ends, one of its stubs dies, SIGTERM comes or the parent is gone."""
     spec = json.loads(argument)
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, _AWAITED)
     server = _start(spec)
     try:
+        dead: set[str] = set()
         while server.poll() is None and os.getppid() == spec["parent"]:
             received = signal.sigtimedwait(_AWAITED, _CHECK_S)
             if received is not None and received.si_signo != signal.SIGCHLD:
+                break
+            # Dead at two looks: one that the server ends itself is a zombie for a moment too.
+            before, dead = dead, _dead_stubs(server.pid)
+            if before & dead:
+                sys.stderr.write(
+                    f"error: the Python stub {', '.join(sorted(before & dead))} died; stopping the server\n"
+                )
                 break
     finally:
         _stop(server, Path(spec["log"]), spec["grace_s"])

@@ -33,15 +33,15 @@ class Style:
 
 
 STYLES = {
-    "terse": Style(0.24, 0.0, 0.0, (0, 0, 0, 1), typo=0.05, shorthand=0.35, lower=0.7, no_stop=0.9),
-    "plain": Style(0.30, 0.4, 0.4, (0, 0, 0, 1, 1, 2), typo=0.02, lower=0.1, no_stop=0.1),
-    "polite": Style(0.17, 0.9, 0.8, (0, 0, 1, 1, 2), typo=0.004),
+    "terse": Style(0.24, 0.0, 0.0, (0, 0, 0, 0, 1), typo=0.04, shorthand=0.3, lower=0.7, no_stop=0.9),
+    "plain": Style(0.30, 0.25, 0.25, (0, 0, 0, 0, 1, 1, 2), typo=0.02, lower=0.1, no_stop=0.1),
+    "polite": Style(0.17, 0.8, 0.6, (0, 0, 0, 1, 2), typo=0.004),
     "chatty": Style(
-        0.15, 0.8, 0.5, (0, 0, 1, 2), typo=0.04, shorthand=0.3, lower=0.4, no_stop=0.2, mark=0.5,
+        0.15, 0.6, 0.4, (0, 0, 0, 1, 2), typo=0.04, shorthand=0.3, lower=0.4, no_stop=0.2, mark=0.5,
         marks=(" 😊", " 🙏", " 😅", " :)", "...", " 🤔"),
     ),
     "angry": Style(
-        0.11, 0.6, 0.5, (0, 0, 0, 1, 2), typo=0.03, lower=0.1, upper=0.2, mark=0.6,
+        0.11, 0.5, 0.4, (0, 0, 0, 0, 1, 2), typo=0.03, lower=0.1, upper=0.2, mark=0.6,
         marks=("!!", "!!!", " 😡", "?!", " 🙄"),
     ),
     "story": Style(0.03, 0.5, 0.5, (5, 6, 7), typo=0.02, lower=0.1),

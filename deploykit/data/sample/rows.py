@@ -174,7 +174,7 @@ class _Writer:
         extras: dict[str, list[Piece]] = {}
         while len(extras) < count:
             kind = rng.random()
-            pool = self.topics[topic].context if kind < 0.5 else self._surroundings.anywhere if kind < 0.72 else asides
+            pool = self.topics[topic].context if kind < 0.5 else self._surroundings.anywhere if kind < 0.78 else asides
             template = pick(rng, pool)
             if template not in extras:
                 # A settled matter is about another order, so it has values of its own.

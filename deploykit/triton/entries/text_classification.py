@@ -30,9 +30,8 @@ from tokenizers import Tokenizer  # noqa: E402
 
 # Tokenizing 64 KiB takes 0.1 s, in which this instance answers nobody else.
 _MAX_TEXT_BYTES = 1 << 16
-# What another call of the model costs, in tokens of padding.
-_CALL_TOKENS = 32
-_COLUMNS = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
+# What another call of the model costs, in tokens of padding: measured with a 6-layer int8 MiniLM on two cores.
+_CALL_TOKENS = 12
 
 
 class TritonPythonModel:
@@ -42,8 +41,9 @@ class TritonPythonModel:
         """Reads what lies beside this file."""
         entry = json.loads((_HERE / "entry.json").read_text(encoding="utf-8"))
         self._labels = np.array([label.encode("utf-8") for label in entry["labels"]], dtype=np.object_)
-        padding = {"input_ids": entry["pad_id"], "attention_mask": 0, "token_type_ids": entry["pad_type_id"]}
-        self._padding: dict[str, int] = {name: padding[name] for name in entry["inputs"]}
+        self._inputs: list[str] = entry["inputs"]
+        self._pad_id: int = entry["pad_id"]
+        self._pad_type_id: int = entry["pad_type_id"]
         self._model: str = entry["model"]
         self._version = int(args["model_version"])
         self._memory = pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_CPU)
@@ -60,17 +60,23 @@ class TritonPythonModel:
             try:
                 texts, top_k = _texts(request), _top_k(request, len(self._labels))
             except ValueError as error:
-                responses[position] = _refusal(pb_utils.TritonError(str(error), pb_utils.TritonError.INVALID_ARG))
-            else:
-                asked.append((position, slice(len(messages), len(messages) + len(texts)), top_k))
-                messages += texts
-        logits, failures = self._logits(messages)
+                refusal = pb_utils.TritonError(str(error), pb_utils.TritonError.INVALID_ARG)
+                responses[position] = pb_utils.InferenceResponse(error=refusal)
+                continue
+            asked.append((position, slice(len(messages), len(messages) + len(texts)), top_k))
+            messages += texts
+        if asked:
+            logits, failures = self._logits(messages)
+            ranked, scores = _ranked(logits, max(top_k for _, _, top_k in asked))
+            labels = self._labels[ranked]
         for position, rows, top_k in asked:
-            failed = [failures[row] for row in range(rows.start, rows.stop) if row in failures]
+            failed = [failures[row] for row in range(rows.start, rows.stop) if row in failures] if failures else []
             if failed:
-                responses[position] = _refusal(failed[0])
-            else:
-                responses[position] = self._response(logits[rows], top_k, requests[position].requested_output_names())
+                responses[position] = pb_utils.InferenceResponse(error=failed[0])
+                continue
+            outputs = {"label": labels[rows, :top_k], "score": scores[rows, :top_k], "logits": logits[rows]}
+            names = requests[position].requested_output_names()
+            responses[position] = pb_utils.InferenceResponse([pb_utils.Tensor(name, outputs[name]) for name in names])
         return responses
 
     def _logits(self, messages: list[str]) -> tuple[NDArray[np.float32], dict[int, Any]]:
@@ -78,7 +84,7 @@ class TritonPythonModel:
         encodings = self._tokenizer.encode_batch_fast(messages)
         logits = np.zeros((len(messages), len(self._labels)), dtype=np.float32)
         failures: dict[int, Any] = {}
-        for rows in groups_by_length([len(encoding.ids) for encoding in encodings], _CALL_TOKENS):
+        for rows in groups_by_length([len(encoding) for encoding in encodings], _CALL_TOKENS):
             reply = pb_utils.InferenceRequest(
                 model_name=self._model,
                 model_version=self._version,
@@ -94,28 +100,18 @@ class TritonPythonModel:
 
     def _tensors(self, encodings: list[Any]) -> list[Any]:
         """The inputs of the model, int64 [messages, longest], padded on the right."""
-        longest = max(len(encoding.ids) for encoding in encodings)
-        tensors = []
-        for name, padding in self._padding.items():
-            array = np.full((len(encodings), longest), padding, dtype=np.int64)
-            for row, encoding in zip(array, encodings, strict=True):
-                values = getattr(encoding, _COLUMNS[name])
-                row[: len(values)] = values
-            tensors.append(pb_utils.Tensor(name, array))
-        return tensors
-
-    def _response(self, logits: NDArray[np.float32], top_k: int, names: Sequence[str]) -> Any:
-        best = np.argsort(-logits, axis=1, kind="stable")[:, :top_k]
-        outputs = []
-        if "label" in names:
-            outputs.append(pb_utils.Tensor("label", self._labels[best]))
-        if "score" in names:
-            raised = np.exp(logits - logits.max(axis=1, keepdims=True))
-            scores = raised / raised.sum(axis=1, keepdims=True)
-            outputs.append(pb_utils.Tensor("score", np.take_along_axis(scores, best, axis=1)))
-        if "logits" in names:
-            outputs.append(pb_utils.Tensor("logits", logits))
-        return pb_utils.InferenceResponse(outputs)
+        shape = (len(encodings), max(len(encoding) for encoding in encodings))
+        arrays = {"input_ids": np.full(shape, self._pad_id, dtype=np.int64)}
+        arrays["attention_mask"] = np.zeros(shape, dtype=np.int64)
+        if "token_type_ids" in self._inputs:
+            arrays["token_type_ids"] = np.full(shape, self._pad_type_id, dtype=np.int64)
+        for row, encoding in enumerate(encodings):
+            length = len(encoding)
+            arrays["input_ids"][row, :length] = encoding.ids
+            arrays["attention_mask"][row, :length] = 1
+            if "token_type_ids" in arrays:
+                arrays["token_type_ids"][row, :length] = encoding.type_ids
+        return [pb_utils.Tensor(name, arrays[name]) for name in self._inputs]
 
 
 def groups_by_length(lengths: Sequence[int], waste: int) -> list[list[int]]:
@@ -135,6 +131,17 @@ def groups_by_length(lengths: Sequence[int], waste: int) -> list[list[int]]:
             groups.append([number])
             padding = 0
     return groups
+
+
+def _ranked(logits: NDArray[np.float32], deepest: int) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
+    """The best labels of each row, best first, and their probabilities: both [rows, deepest]."""
+    if deepest == 1:
+        best = logits.argmax(axis=1)[:, np.newaxis]
+    else:
+        best = np.argsort(-logits, axis=1, kind="stable")[:, :deepest]
+    raised = np.exp(logits - logits.max(axis=1, keepdims=True))
+    scores = raised[np.arange(len(logits))[:, np.newaxis], best] / raised.sum(axis=1, keepdims=True)
+    return best, scores
 
 
 def _texts(request: Any) -> list[str]:
@@ -157,7 +164,3 @@ def _top_k(request: Any, labels: int) -> int:
     if not isinstance(asked, int) or isinstance(asked, bool) or asked < 1:
         raise ValueError(f"the parameter top_k must be a positive integer, and is {asked!r}")
     return min(asked, labels)
-
-
-def _refusal(error: Any) -> Any:
-    return pb_utils.InferenceResponse(error=error)

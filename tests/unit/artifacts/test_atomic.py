@@ -6,6 +6,7 @@ import errno
 import os
 from pathlib import Path
 
+import psutil
 import pytest
 
 from deploykit.artifacts import atomic
@@ -81,6 +82,13 @@ def test_rows_3_4_5_refusals_are_one_line_with_the_path(tmp_path: Path, code: in
     assert "\n" not in caught.value.message
 
 
+def test_refused_rename_names_where_it_was_to_go(tmp_path: Path) -> None:
+    (tmp_path / "staged").write_text("x")
+    with pytest.raises(ArtifactError) as caught, atomic.disk_errors(tmp_path):
+        os.replace(tmp_path / "staged", tmp_path / "missing" / "final")
+    assert caught.value.message.startswith(str(tmp_path / "missing" / "final"))
+
+
 def test_row_3_full_disk_leaves_the_old_file_and_no_scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     atomic.write_atomic(tmp_path / "a", b"old")
 
@@ -144,6 +152,21 @@ def test_row_6_sweep_keeps_the_living_and_removes_the_dead_and_the_reused(tmp_pa
 
 def test_sweep_of_nothing_is_quiet(tmp_path: Path) -> None:
     atomic.sweep(tmp_path / "absent", lambda event: pytest.fail(f"heard {event}"))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_owner_that_ended_and_was_not_waited_for_is_dead() -> None:
+    go_on, say_go_on = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.read(go_on, 1)
+        os._exit(0)
+    owner = Owner(pid, psutil.Process(pid).create_time(), this_process().host)
+    assert owner.state() == "alive"
+    os.write(say_go_on, b"x")
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    assert owner.state() == "dead"
+    os.waitpid(pid, 0)
 
 
 def test_owner_states() -> None:

@@ -1,0 +1,226 @@
+"""Tiny random models, a small tokenizer and toy data that can be learned in seconds, made once a session."""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+os.environ["OMP_NUM_THREADS"] = "1"  # for torch here and in child processes: threads of tiny models wait for each other
+
+_TOPIC_WORDS = {
+    "cancel": "cancel stop end terminate abort void revoke drop undo withdraw",
+    "delivery": "parcel courier shipping driver tracking depot doorstep van package postman",
+    "invoice": "invoice bill receipt tax statement charge fee amount cost price",
+    "login": "password account login username locked code browser screen profile email",
+}
+TOPICS = {label: words.split() for label, words in _TOPIC_WORDS.items()}
+"""The labels and the words that give them away."""
+_FILLING_WORDS = (
+    "please hello can you tell me about the my a is it was not now what how do i need help with this for today again "
+    "would like to know since last week still nothing happened and want an answer"
+)
+FILLING = _FILLING_WORDS.split()
+
+
+def toy_message(label: str, rng: random.Random, longest: int = 12) -> str:
+    """A message of 1 to `longest` words, at least one of them of its topic."""
+    words = rng.choices(FILLING, k=rng.randrange(longest)) + rng.choices(TOPICS[label], k=rng.randint(1, 2))
+    rng.shuffle(words)
+    return " ".join(words)
+
+
+def toy_table(count: int, seed: int) -> Any:
+    """`count` labelled messages, every label as often."""
+    from deploykit.data.table import Table
+
+    rng = random.Random(seed)
+    labels = [sorted(TOPICS)[index % len(TOPICS)] for index in range(count)]
+    rng.shuffle(labels)
+    texts = tuple(toy_message(label, rng) for label in labels)
+    return Table("toy", texts, tuple(labels), tuple(range(2, count + 2)))
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """A runner takes all cores unless told: the next test shall not."""
+    yield
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def toy_data() -> Any:
+    """512 messages to train on, 128 to choose on and 400 to certify on, with 4 labels that can be told apart."""
+    from deploykit.data.dataset import LabelledData
+
+    return LabelledData(toy_table(512, 1), toy_table(128, 2), toy_table(400, 3), tuple(sorted(TOPICS)))
+
+
+@pytest.fixture(scope="session")
+def write_csv() -> Callable[[Path, Any], Path]:
+    """Writes a table as a CSV file with the columns text and label."""
+
+    def write(path: Path, table: Any) -> Path:
+        rows = [f"{text},{label}" for text, label in zip(table.texts, table.labels, strict=True)]
+        path.write_text("\n".join(["text,label", *rows]) + "\n", encoding="utf-8")
+        return path
+
+    return write
+
+
+_BERT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+_SPECIAL_BERT = {
+    "pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"
+}  # fmt: skip
+_SPECIAL_ROBERTA = {
+    "cls_token": "<s>", "pad_token": "<pad>", "sep_token": "</s>", "unk_token": "<unk>", "mask_token": "<mask>"
+}  # fmt: skip
+_KINDS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, str]]] = {
+    "bert": ({**_BERT, "max_position_embeddings": 64, "pad_token_id": 0}, _SPECIAL_BERT),
+    "electra": ({**_BERT, "embedding_size": 32, "max_position_embeddings": 64, "pad_token_id": 0}, _SPECIAL_BERT),
+    "distilbert": (
+        {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64, "max_position_embeddings": 64, "pad_token_id": 0},
+        _SPECIAL_BERT,
+    ),
+    "roberta": (
+        {**_BERT, "max_position_embeddings": 66, "type_vocab_size": 1, "pad_token_id": 1, "bos_token_id": 0},
+        _SPECIAL_ROBERTA,
+    ),
+    "xlm-roberta": (
+        {**_BERT, "max_position_embeddings": 66, "type_vocab_size": 1, "pad_token_id": 1, "bos_token_id": 0},
+        _SPECIAL_ROBERTA,
+    ),
+    "mpnet": ({**_BERT, "max_position_embeddings": 66, "pad_token_id": 1, "bos_token_id": 0}, _SPECIAL_ROBERTA),
+}
+
+
+def _tokenizer(special: Mapping[str, str]) -> Any:
+    """A WordPiece tokenizer trained on the toy messages: some of their words are whole, some in pieces."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+    rng = random.Random(0)
+    messages = [toy_message(label, rng) for _ in range(200) for label in TOPICS]
+    tokenizer = Tokenizer(models.WordPiece(unk_token=special["unk_token"]))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    trainer = trainers.WordPieceTrainer(vocab_size=200, special_tokens=list(special.values()), show_progress=False)
+    tokenizer.train_from_iterator(messages, trainer)
+    ends = [(special[name], tokenizer.token_to_id(special[name])) for name in ("sep_token", "cls_token")]
+    tokenizer.post_processor = processors.BertProcessing(*ends)
+    return tokenizer
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Makes a checkpoint folder of a tiny random model: `tiny_checkpoint(kind, max_length=64, seed=0, **config)`.
+
+    The same arguments give the same folder: copy it to change it.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedTokenizerFast
+
+    from deploykit.tasks.quiet import quiet_transformers
+
+    made: dict[str, Path] = {}
+
+    def make(kind: str = "bert", *, max_length: int | None = 64, seed: int = 0, **config: Any) -> Path:
+        name = "-".join(str(part) for part in (kind, max_length, seed, *sorted(config.items())))
+        if name in made:
+            return made[name]
+        settings, special = _KINDS[kind]
+        tokenizer = _tokenizer(special)
+        labels = dict(enumerate(sorted(TOPICS)))
+        settings = {
+            "vocab_size": tokenizer.get_vocab_size(),
+            # Weights as large as a trained model's: with the usual 0.02 every answer is the same.
+            "initializer_range": 0.3,
+            "id2label": labels,
+            "label2id": {label: index for index, label in labels.items()},
+            **settings,
+            **config,
+        }
+        torch.manual_seed(seed)
+        model = AutoModelForSequenceClassification.from_config(AutoConfig.for_model(kind, **settings))
+        folder = tmp_path_factory.mktemp(kind)
+        with quiet_transformers():
+            model.save_pretrained(folder)
+        length = {} if max_length is None else {"model_max_length": max_length}
+        PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special, **length).save_pretrained(folder)
+        made[name] = folder
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def trained(tiny_checkpoint: Callable[..., Path], toy_data: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny BERT that has learned the toy data."""
+    from deploykit.recipe import Finetune
+    from deploykit.tasks import find_task
+    from deploykit.train.finetune import finetune
+
+    folder = tmp_path_factory.mktemp("trained")
+    settings = Finetune(epochs=6, learning_rate=5e-3, freeze_embeddings=False)
+    finetune(
+        tiny_checkpoint("bert", initializer_range=0.05),
+        toy_data,
+        settings,
+        find_task("text-classification"),
+        folder / "model",
+        workspace=folder / "work",
+    )
+    return folder / "model"
+
+
+@dataclass(frozen=True)
+class Exported:
+    """An exported checkpoint, with all that the export said; `program` is what PyTorch's exporter returned."""
+
+    checkpoint: Path
+    folder: Path
+    report: Any
+    warnings: tuple[str, ...]
+    program: Any
+
+
+@pytest.fixture(scope="session")
+def exported(
+    tiny_checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Callable[[str], Exported]:
+    """Exports a tiny model once: the trained one for `bert` (2 layers), else a random one with 1 layer."""
+    from deploykit.events import Event, Warn
+    from deploykit.export import to_onnx
+    from deploykit.tasks import find_task
+
+    made: dict[str, Exported] = {}
+
+    def export(kind: str) -> Exported:
+        if kind in made:
+            return made[kind]
+        if kind == "bert":
+            checkpoint = request.getfixturevalue("trained")
+        else:
+            checkpoint = tiny_checkpoint(kind, **({"n_layers": 1} if kind == "distilbert" else {"num_hidden_layers": 1}))
+        folder, events, programs = tmp_path_factory.mktemp(f"{kind}-onnx"), list[Event](), []
+        real = to_onnx._exported
+
+        def kept(*arguments: Any) -> Any:
+            programs.append(real(*arguments))
+            return programs[-1]
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(to_onnx, "_exported", kept)
+            report = to_onnx.export_onnx(checkpoint, folder, find_task("text-classification"), listener=events.append)
+        warnings = tuple(event.message for event in events if isinstance(event, Warn))
+        made[kind] = Exported(checkpoint, folder, report, warnings, programs[0])
+        return made[kind]
+
+    return export

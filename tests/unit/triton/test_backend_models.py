@@ -1,0 +1,516 @@
+"""What runs inside the server, with stand-ins for Triton's own module: the onnxruntime backend and the text entry."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+from deploykit.triton import entries
+
+ENTRY = Path(entries.__file__).with_name("text_classification.py")
+BACKEND = Path(entries.__file__).parents[1] / "backends" / "onnxruntime" / "model.py"
+
+
+@dataclass
+class Tensor:
+    label: str
+    array: np.ndarray
+
+    def name(self) -> str:
+        return self.label
+
+    def as_numpy(self) -> np.ndarray:
+        return self.array
+
+
+class TritonError:
+    INVALID_ARG = "INVALID_ARG"
+    INTERNAL = "INTERNAL"
+
+    def __init__(self, message: str, code: str = INTERNAL) -> None:
+        self.message = message
+        self.code = code
+
+
+@dataclass
+class Response:
+    output_tensors: Sequence[Tensor] = ()
+    error: TritonError | None = None
+
+    def array(self, name: str) -> Any:
+        return {tensor.label: tensor.array for tensor in self.output_tensors}[name]
+
+
+@dataclass
+class Request:
+    tensors: dict[str, np.ndarray]
+    outputs: Sequence[str]
+    asked: dict[str, Any] = field(default_factory=dict)
+
+    def inputs(self) -> list[Tensor]:
+        return [Tensor(*pair) for pair in self.tensors.items()]
+
+    def requested_output_names(self) -> list[str]:
+        return list(self.outputs)
+
+    def parameters(self) -> str:
+        return json.dumps(self.asked)
+
+
+class Call:
+    """What the text entry sends to the model of the logits; `answer` is what comes back."""
+
+    answer: Callable[[dict[str, np.ndarray]], np.ndarray | TritonError]
+    made: list[Call]
+
+    def __init__(self, model_name: str, model_version: int, inputs: Sequence[Tensor], **kwargs: Any) -> None:
+        self.target = (model_name, model_version)
+        self.inputs = {tensor.label: tensor.array for tensor in inputs}
+        self.made.append(self)
+
+    def exec(self) -> Call:
+        self.said = type(self).answer(self.inputs)
+        return self
+
+    def has_error(self) -> bool:
+        return isinstance(self.said, TritonError)
+
+    def error(self) -> Any:
+        return self.said
+
+    def output_tensors(self) -> list[Tensor]:
+        assert isinstance(self.said, np.ndarray)
+        return [Tensor("logits", self.said)]
+
+
+@pytest.fixture
+def load(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], Any]:
+    """Loads a Python model's class as Triton does."""
+    fake: Any = ModuleType("triton_python_backend_utils")
+    fake.Tensor = Tensor
+    fake.InferenceResponse = Response
+    fake.InferenceRequest = Call
+    fake.TritonError = TritonError
+    fake.PreferredMemory = lambda memory: memory
+    fake.TRITONSERVER_MEMORY_CPU = "CPU"
+    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", fake)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+    def module(path: Path) -> Any:
+        spec = importlib.util.spec_from_file_location("triton_model", path)
+        assert spec is not None
+        assert spec.loader is not None
+        loaded = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(loaded)
+        return loaded
+
+    return module
+
+
+# The onnxruntime backend
+
+
+def save_model(path: Path, batch: str | int = "batch") -> None:
+    """`logits` [batch, 2]: the sum over the sequence of the embeddings (4 rows) of the tokens under the mask."""
+    table = np.arange(8, dtype=np.float32).reshape(4, 2)
+    constants = [onnx.numpy_helper.from_array(table, "table"), onnx.numpy_helper.from_array(np.array([1]), "axis")]
+    constants.append(onnx.numpy_helper.from_array(np.array([2]), "last"))
+    nodes = [
+        helper.make_node("Gather", ["table", "input_ids"], ["rows"]),
+        helper.make_node("Cast", ["attention_mask"], ["mask"], to=TensorProto.FLOAT),
+        helper.make_node("Unsqueeze", ["mask", "last"], ["column"]),
+        helper.make_node("Mul", ["rows", "column"], ["kept"]),
+        helper.make_node("ReduceSum", ["kept", "axis"], ["logits"], keepdims=0),
+    ]
+    inputs = [
+        helper.make_tensor_value_info(name, TensorProto.INT64, [batch, "length"])
+        for name in ("input_ids", "attention_mask")
+    ]
+    output = helper.make_tensor_value_info("logits", TensorProto.FLOAT, [batch, 2])
+    graph = helper.make_graph(nodes, "tiny", inputs, [output], constants)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), path)
+
+
+def config(**changes: Any) -> dict[str, Any]:
+    dims = {"data_type": "TYPE_INT64", "dims": [-1]}
+    return {
+        "max_batch_size": 8,
+        "input": [{"name": "input_ids", **dims}, {"name": "attention_mask", **dims}],
+        "output": [{"name": "logits", "data_type": "TYPE_FP32", "dims": [2]}],
+        "parameters": {},
+        "default_model_filename": "",
+        **changes,
+    }
+
+
+@pytest.fixture
+def backend(load: Callable[[Path], Any], tmp_path: Path) -> Callable[..., Any]:
+    """An initialized backend model for a configuration."""
+    save_model(tmp_path / "tiny" / "1" / "model.onnx")
+
+    def initialized(kind: str = "CPU", **changes: Any) -> Any:
+        model = load(BACKEND).TritonPythonModel()
+        model.initialize(
+            {
+                "model_config": json.dumps(config(**changes)),
+                "model_repository": str(tmp_path / "tiny"),
+                "model_version": "1",
+                "model_instance_kind": kind,
+                "model_instance_device_id": "0",
+            }
+        )
+        return model
+
+    return initialized
+
+
+def tokens(*rows: Sequence[int], outputs: Sequence[str] = ("logits",)) -> Request:
+    ids = np.array(rows, dtype=np.int64)
+    return Request({"input_ids": ids, "attention_mask": np.ones_like(ids)}, outputs)
+
+
+def test_a_single_request_gets_the_models_own_output(backend: Callable[..., Any]) -> None:
+    (response,) = backend().execute([tokens([1, 2], [3, 0])])
+    np.testing.assert_array_equal(response.array("logits"), np.array([[6, 8], [6, 8]], dtype=np.float32))
+
+
+def test_requests_of_equal_shape_run_as_one_batch(backend: Callable[..., Any]) -> None:
+    model = backend()
+    sizes = []
+    run = model._session.run
+
+    class Session:
+        def run(self, names: Any, feeds: Any, options: Any) -> Any:
+            sizes.append(feeds["input_ids"].shape)
+            return run(names, feeds, options)
+
+    model._session = Session()
+    responses = model.execute([tokens([1, 1]), tokens([1, 2, 3]), tokens([2, 2], [3, 3])])
+    assert sorted(sizes) == [(1, 3), (3, 2)]
+    assert [response.array("logits").tolist() for response in responses] == [[[4, 6]], [[12, 15]], [[8, 10], [12, 14]]]
+
+
+def test_a_request_that_fails_harms_no_other(backend: Callable[..., Any]) -> None:
+    responses = backend().execute([tokens([1, 1]), tokens([1, 99]), tokens([2, 2])])
+    assert responses[0].array("logits").tolist() == [[4, 6]]
+    assert responses[1].error.message.startswith("onnx runtime error")
+    assert responses[2].array("logits").tolist() == [[8, 10]]
+
+
+def test_without_batching_each_request_runs_alone(backend: Callable[..., Any]) -> None:
+    model = backend(
+        max_batch_size=0,
+        input=[{"name": name, "data_type": "TYPE_INT64", "dims": [-1, -1]} for name in ("input_ids", "attention_mask")],
+        output=[{"name": "logits", "data_type": "TYPE_FP32", "dims": [-1, 2]}],
+    )
+    responses = model.execute([tokens([1, 1]), tokens([2, 2])])
+    assert [response.array("logits").tolist() for response in responses] == [[[4, 6]], [[8, 10]]]
+
+
+def test_the_configurations_parameters_reach_onnxruntime(backend: Callable[..., Any]) -> None:
+    parameters = {
+        "intra_op_thread_count": "3",
+        "inter_op_thread_count": "2",
+        "execution_mode": "1",
+        "enable_mem_arena": "0",
+    }
+    parameters["enable_mem_pattern"] = "false"
+    model = backend(
+        parameters={key: {"string_value": value} for key, value in parameters.items()},
+        optimization={"graph": {"level": -1}},
+    )
+    options = model._session.get_session_options()
+    assert options.intra_op_num_threads == 3
+    assert options.inter_op_num_threads == 2
+    assert options.execution_mode.name == "ORT_PARALLEL"
+    assert options.graph_optimization_level.name == "ORT_ENABLE_BASIC"
+    assert not options.enable_cpu_mem_arena
+    assert not options.enable_mem_pattern
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"parameters": {"execution_mode": {"string_value": "2"}}}, "execution_mode must be 0 or 1"),
+        ({"parameters": {"enable_mem_arena": {"string_value": "maybe"}}}, "boolean"),
+        ({"input": config()["input"][:1]}, "expects 1 inputs, model provides 2"),
+        (
+            {"input": [config()["input"][0], {"name": "mask", "data_type": "TYPE_INT64", "dims": [-1]}]},
+            "unexpected input 'mask'",
+        ),
+        ({"output": [{"name": "scores", "data_type": "TYPE_FP32", "dims": [2]}]}, "unexpected output 'scores'"),
+        ({"output": [{"name": "logits", "data_type": "TYPE_FP16", "dims": [2]}]}, "expects datatype TYPE_FP16"),
+        ({"output": [{"name": "logits", "data_type": "TYPE_FP32", "dims": [3]}]}, "shape"),
+        ({"output": [{"name": "logits", "data_type": "TYPE_FP32", "dims": [-1]}]}, "shape"),
+        (
+            {"optimization": {"execution_accelerators": {"cpu_execution_accelerator": [{"name": "openvino"}]}}},
+            "openvino",
+        ),
+        (
+            {"optimization": {"execution_accelerators": {"gpu_execution_accelerator": [{"name": "tensorrt"}]}}},
+            "tensorrt",
+        ),
+    ],
+)
+def test_what_the_native_backend_refuses_is_refused(
+    backend: Callable[..., Any], changes: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ValueError, match=words):
+        backend(**changes)
+
+
+def test_a_fixed_batch_is_refused_where_the_server_may_batch(backend: Callable[..., Any], tmp_path: Path) -> None:
+    save_model(tmp_path / "tiny" / "1" / "model.onnx", batch=1)
+    with pytest.raises(ValueError, match="first dimension must be free"):
+        backend()
+
+
+def test_row_46_a_gpu_instance_without_a_gpu_provider_is_refused(backend: Callable[..., Any]) -> None:
+    import onnxruntime
+
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this onnxruntime has the CUDA provider")
+    with pytest.raises(RuntimeError, match="onnxruntime-gpu"):
+        backend(kind="GPU")
+
+
+def test_another_file_name_is_followed(backend: Callable[..., Any], tmp_path: Path) -> None:
+    version = tmp_path / "tiny" / "1"
+    (version / "model.onnx").rename(version / "small.onnx")
+    assert backend(default_model_filename="small.onnx").execute([tokens([1])])[0].array("logits").tolist() == [[2, 3]]
+
+
+# The text entry
+
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "where", "is", "my", "card", "hello"]
+
+
+@pytest.fixture
+def entry(load: Callable[[Path], Any], tmp_path: Path) -> Callable[..., Any]:
+    """An initialized text entry; what it asks for logits is answered by `Call.answer`."""
+    tokenizer = Tokenizer(models.WordPiece({word: number for number, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    tokenizer.enable_padding(length=64)
+    tokenizer.enable_truncation(5)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "model.py").write_text(ENTRY.read_text())
+    Call.made = []
+    Call.answer = staticmethod(by_length)
+
+    def initialized(**changes: Any) -> Any:
+        said = {
+            "model": "intents_onnx",
+            "labels": ["card", "größe", "other"],
+            "inputs": ["input_ids", "attention_mask"],
+            "max_length": 8,
+            "pad_id": 0,
+            "pad_type_id": 0,
+            **changes,
+        }
+        (tmp_path / "entry.json").write_text(json.dumps(said))
+        model = load(tmp_path / "model.py").TritonPythonModel()
+        model.initialize({"model_version": "7"})
+        return model
+
+    return initialized
+
+
+def by_length(inputs: dict[str, np.ndarray]) -> np.ndarray:
+    """Logits that tell a message's tokens: how many, the first word, 0."""
+    lengths = inputs["attention_mask"].sum(axis=1)
+    return np.stack([lengths, inputs["input_ids"][:, 1], np.zeros_like(lengths)], axis=1).astype(np.float32)
+
+
+def text(*messages: str | bytes, outputs: Sequence[str] = ("label", "score"), **asked: Any) -> Request:
+    encoded = [message.encode() if isinstance(message, str) else message for message in messages]
+    return Request({"text": np.array(encoded, dtype=np.object_).reshape(-1, 1)}, outputs, asked)
+
+
+def test_the_entry_answers_with_label_and_score(entry: Callable[..., Any]) -> None:
+    (response,) = entry().execute([text("where is my card")])
+    assert response.array("label").tolist() == [[b"card"]]
+    logits = np.array([6.0, 4.0, 0.0])
+    np.testing.assert_allclose(response.array("score"), [[np.exp(6) / np.exp(logits).sum()]], rtol=1e-6)
+    assert response.array("score").dtype == np.float32
+    assert Call.made[0].target == ("intents_onnx", 7)
+    assert Call.made[0].inputs["input_ids"].tolist() == [[2, 4, 5, 6, 7, 3]]
+    assert Call.made[0].inputs["input_ids"].dtype == np.int64
+
+
+def test_logits_come_only_where_they_are_wanted(entry: Callable[..., Any]) -> None:
+    model = entry()
+    (response,) = model.execute([text("hello", outputs=["logits"])])
+    assert [tensor.label for tensor in response.output_tensors] == ["logits"]
+    assert response.array("logits").tolist() == [[3, 8, 0]]
+    (response,) = model.execute([text("hello")])
+    assert [tensor.label for tensor in response.output_tensors] == ["label", "score"]
+
+
+def test_top_k_ranks_and_is_each_requests_own(entry: Callable[..., Any]) -> None:
+    responses = entry().execute([text("hello", top_k=2), text("hello"), text("hello", top_k=99)])
+    assert responses[0].array("label").tolist() == [["größe".encode(), b"card"]]
+    assert responses[1].array("label").tolist() == [["größe".encode()]]
+    assert responses[2].array("label").shape == (1, 3)
+    assert responses[2].array("score").shape == (1, 3)
+    np.testing.assert_allclose(responses[2].array("score").sum(), 1.0, rtol=1e-6)
+
+
+@pytest.mark.parametrize("top_k", [0, -1, 1.5, "two", True, None])
+def test_an_impossible_top_k_is_refused(entry: Callable[..., Any], top_k: Any) -> None:
+    refused, answered = entry().execute([text("hello", top_k=top_k), text("hello")])
+    assert refused.error.code == "INVALID_ARG"
+    assert "top_k" in refused.error.message
+    assert answered.error is None
+
+
+def test_messages_of_several_requests_are_computed_together(entry: Callable[..., Any]) -> None:
+    responses = entry().execute([text("hello", "where"), text("is"), text("where is my card")])
+    assert [list(call.inputs["input_ids"].shape) for call in Call.made] == [[4, 6]]
+    labels = [response.array("label").ravel().tolist() for response in responses]
+    assert labels == [["größe".encode(), "größe".encode()], ["größe".encode()], [b"card"]]
+    assert Call.made[0].inputs["attention_mask"].sum(axis=1).tolist() == [3, 3, 3, 6]
+
+
+def test_the_order_of_the_answers_is_that_of_the_requests(entry: Callable[..., Any]) -> None:
+    messages = ["where is my card", "", "hello hello hello", "is", "where " * 20]
+    model = entry()
+    together = [
+        row for response in model.execute([text(*messages, outputs=["logits"])]) for row in response.array("logits")
+    ]
+    alone = [model.execute([text(message, outputs=["logits"])])[0].array("logits")[0] for message in messages]
+    np.testing.assert_array_equal(together, alone)
+
+
+def test_messages_are_cut_to_the_models_length_not_the_tokenizers(entry: Callable[..., Any]) -> None:
+    entry().execute([text("where " * 20)])
+    assert Call.made[0].inputs["input_ids"].shape == (1, 8)
+
+
+def test_token_types_are_sent_to_a_model_that_takes_them(entry: Callable[..., Any]) -> None:
+    entry(inputs=["input_ids", "attention_mask", "token_type_ids"], pad_id=9, pad_type_id=4).execute(
+        [text("hello", "")]
+    )
+    assert list(Call.made[0].inputs) == ["input_ids", "attention_mask", "token_type_ids"]
+    assert Call.made[0].inputs["input_ids"].tolist() == [[2, 3, 9], [2, 8, 3]]
+    assert Call.made[0].inputs["token_type_ids"].tolist() == [[0, 0, 4], [0, 0, 0]]
+
+
+@pytest.mark.parametrize("message", ["", "\0", "a\0b", "👩‍👩‍👧‍👦", "אין לי כרטיס", "\u202e", " " * 1000])
+def test_row_54_every_text_has_an_answer(entry: Callable[..., Any], message: str) -> None:
+    (response,) = entry().execute([text(message)])
+    assert response.error is None
+    assert response.array("label").shape == (1, 1)
+
+
+@pytest.mark.parametrize("data", [b"\xff", b"ok \xed\xa0\x80", b"\xc3", "x".encode("utf-16")])
+def test_row_54_bytes_that_are_no_text_are_refused_alone(entry: Callable[..., Any], data: bytes) -> None:
+    refused, answered = entry().execute([text("fine", data), text("hello")])
+    assert refused.error.code == "INVALID_ARG"
+    assert "text 1 is not UTF-8" in refused.error.message
+    assert answered.array("label").tolist() == [["größe".encode()]]
+
+
+def test_row_54_a_megabyte_of_text_is_refused(entry: Callable[..., Any]) -> None:
+    refused, answered = entry().execute([text("x" * 2**20), text("x" * 2**16)])
+    assert "1048576 bytes" in refused.error.message
+    assert answered.error is None
+
+
+def test_a_failed_call_is_the_error_of_its_requests_only(entry: Callable[..., Any]) -> None:
+    failure = TritonError("Exceeds maximum queue size", "UNAVAILABLE")
+    Call.answer = staticmethod(lambda inputs: failure if inputs["input_ids"].shape[1] > 5 else by_length(inputs))
+    model = entry(max_length=64)
+    first, second, third = model.execute([text("hello"), text("hello", "where is my " * 9), text("is")])
+    assert first.error is None
+    assert second.error is failure
+    assert third.error is None
+
+
+def test_nothing_is_called_where_nothing_can_be_read(entry: Callable[..., Any]) -> None:
+    (refused,) = entry().execute([text(b"\xff")])
+    assert refused.error is not None
+    assert Call.made == []
+
+
+@pytest.mark.parametrize(
+    ("lengths", "waste", "groups"),
+    [
+        ([], 12, []),
+        ([5], 12, [[0]]),
+        ([5, 5, 5], 0, [[0, 1, 2]]),
+        ([9, 5, 9], 0, [[1], [0, 2]]),
+        ([9, 5, 9], 4, [[1, 0, 2]]),
+        ([10, 11, 12, 30, 31], 8, [[0, 1, 2], [3, 4]]),
+        ([1, 2, 3, 4, 5], 3, [[0, 1, 2], [3, 4]]),
+    ],
+)
+def test_groups_are_of_like_length(
+    load: Callable[[Path], Any], entry: Callable[..., Any], tmp_path: Path, lengths: list[int], waste: int, groups: Any
+) -> None:
+    entry()
+    assert load(tmp_path / "model.py").groups_by_length(lengths, waste) == groups
+
+
+def test_groups_hold_every_message_once_and_waste_no_more_than_allowed(
+    load: Callable[[Path], Any], entry: Callable[..., Any], tmp_path: Path
+) -> None:
+    entry()
+    module = load(tmp_path / "model.py")
+    generator = np.random.default_rng(0)
+    for _ in range(50):
+        lengths = generator.integers(2, 80, size=generator.integers(1, 64)).tolist()
+        groups = module.groups_by_length(lengths, 12)
+        assert sorted(number for group in groups for number in group) == list(range(len(lengths)))
+        for group in groups:
+            longest = max(lengths[number] for number in group)
+            assert sum(longest - lengths[number] for number in group) <= 12
+
+
+# The tokenizer's library
+
+
+def test_the_vendored_tokenizers_import_alone(tmp_path: Path) -> None:
+    import subprocess
+
+    entries.vendor_tokenizers(tmp_path / "site")
+    assert len(list((tmp_path / "site" / "tokenizers").glob("*.abi3.so"))) == 1
+    assert not list((tmp_path / "site").rglob("*.pyc"))
+    code = "import sys; sys.path.insert(0, sys.argv[1]); import tokenizers; print(tokenizers.__file__)"
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", code, str(tmp_path / "site")], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == str(tmp_path / "site" / "tokenizers" / "__init__.py")
+
+
+def test_elsewhere_the_servers_tokenizers_are_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import platform
+    import subprocess
+
+    from deploykit.errors import RepositoryError
+
+    commands: list[list[str]] = []
+
+    def run(command: list[str], **kwargs: Any) -> subprocess.CompletedProcess[str]:
+        commands.append(command)
+        return subprocess.CompletedProcess(command, 1, "", "ERROR: no network\n")
+
+    monkeypatch.setattr(platform, "system", lambda: "Darwin")
+    monkeypatch.setattr(subprocess, "run", run)
+    with pytest.raises(RepositoryError, match="no network"):
+        entries.vendor_tokenizers(tmp_path / "site")
+    assert commands[0][commands[0].index("--platform") + 1] == "manylinux2014_x86_64"
