@@ -1,5 +1,5 @@
 # make demo: the main job on the shipped data. make test: all tests. Both set up .venv/ first.
-PYTHON ?= $(shell for p in python3.12 python3.11 python3.13 python3; do \
+PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.13; do \
   $$p -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 EXTRAS ?= dev
@@ -12,7 +12,7 @@ setup: .venv/ready
 	@test -n "$(PYTHON)" || { echo "needs Python 3.11 to 3.13 with venv: install one, or make PYTHON=/path/to/python3.11"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS)]'
-	$(BIN)/deploykit doctor --install-triton
+	-$(BIN)/deploykit doctor --install-triton
 	@touch $@
 
 demo: setup

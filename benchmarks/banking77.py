@@ -16,18 +16,19 @@ import time
 from pathlib import Path
 from typing import Any
 
+from machine_facts import finish
+
 from deploykit.cli.render import Screen
 from deploykit.compress.quantize import Variant, quantize
 from deploykit.data.readers import read_rows
 from deploykit.data.table import Columns
-from deploykit.latency.measure import Samples, measure
+from deploykit.latency.measure import Samples, measure, spread_over
 from deploykit.parity.report import ParityReport
 from deploykit.pipeline.plan import make_plan
 from deploykit.pipeline.run import run_recipe
 from deploykit.recipe import load_recipe
 from deploykit.runners import Target
 from deploykit.triton.engines import open_server
-from machine_facts import finish
 
 ROOT = Path(__file__).parents[1]
 
@@ -63,8 +64,7 @@ def main() -> None:
         info = json.loads((folders["parity"] / "manifest.json").read_text(encoding="utf-8"))["info"]
         training = json.loads((folders["finetune"] / "manifest.json").read_text(encoding="utf-8"))
         texts = read_rows(options.test, Columns(options.text, None)).texts
-        count = min(options.messages, len(texts))
-        messages = [texts[index * len(texts) // count] for index in range(count)]
+        messages = spread_over(texts, options.messages)
         with tempfile.TemporaryDirectory() as scratch:
             plain, peer = Path(scratch) / "plain", Path(scratch) / "peer"
             quantize(folders["export"], peer, Variant("int8_dynamic", "plain"))

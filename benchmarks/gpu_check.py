@@ -1,4 +1,4 @@
-"""The GPU path on a machine with one: bf16 fine-tuning with the 8-bit optimizer, fp16 ONNX on the CUDA provider, parity, latency.
+"""The GPU path: bf16 fine-tuning with the 8-bit optimizer, fp16 ONNX on the CUDA provider, parity, latency.
 
     make gpu-check        (needs torch with CUDA, onnxruntime-gpu, bitsandbytes: make setup EXTRAS=gpu,models)
 
@@ -11,6 +11,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from machine_facts import finish
+
 from deploykit.cli.render import Screen
 from deploykit.latency.measure import measure
 from deploykit.machine import gpu_names, has_nvidia_gpu
@@ -21,7 +23,6 @@ from deploykit.pipeline.run import run_recipe
 from deploykit.recipe import load_recipe
 from deploykit.runners import Target
 from deploykit.triton.embedded import unsupported_reason
-from machine_facts import finish
 
 ROOT = Path(__file__).parents[1]
 

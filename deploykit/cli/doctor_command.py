@@ -10,7 +10,10 @@ from deploykit.cli.options import as_json
 
 
 @click.command("doctor")
-@click.option("--install-triton", is_flag=True, help="Install the embedded Triton server into the user's cache now.")
+@click.option(
+    "--install-triton", is_flag=True,
+    help="Install the embedded Triton server into the user's cache now, where this machine can run it.",
+)  # fmt: skip
 @as_json
 def command(install_triton: bool, as_json: bool) -> int:
     """Say what this machine has, what is missing, and the command that adds it."""
@@ -21,10 +24,11 @@ def command(install_triton: bool, as_json: bool) -> int:
 
     if install_triton:
         from deploykit.cli.render import Screen
-        from deploykit.triton.embedded import ensure_installed
+        from deploykit.triton import installation
 
-        with Screen() as screen:
-            ensure_installed(listener=screen)
+        if installation.unsupported_reason() is None:
+            with Screen() as screen:
+                installation.ensure_installed(listener=screen)
     findings = examine()
     if as_json:
         print_json({"findings": [dataclasses.asdict(finding) for finding in findings]})

@@ -9,7 +9,6 @@ from pathlib import Path
 import click
 
 from deploykit.cli.options import as_json
-from deploykit.errors import ServerError
 
 
 @click.command("serve")
@@ -67,9 +66,9 @@ def command(
             return 0
         click.echo("Ctrl-C stops it.", err=True)
         try:
-            while server.running:
+            while True:
+                server.raise_if_ended()
                 time.sleep(0.5)
         except KeyboardInterrupt:
             click.echo("stopped", err=True)
             return 0
-        raise ServerError("the server ended by itself", "deploykit doctor says whether this machine can run it")

@@ -105,6 +105,8 @@ def quantize(
     Raises:
         QuantizeError: nothing was quantized, or static scales are asked for without messages.
     """
+    if variant.scheme == "int8_static" and not calibration:
+        raise QuantizeError("static int8 needs calibration messages", "give --data, or use int8_dynamic")
     path = source / ("plain.onnx" if variant.graph == "plain" and (source / "plain.onnx").is_file() else "model.onnx")
     check_onnx(path)
     out.mkdir(parents=True, exist_ok=True)
@@ -115,23 +117,17 @@ def quantize(
     del model.graph.value_info[:]
     if variant.graph == "split":
         model = split_skip_normalization(model)
-    if variant.scheme == "fp16":
-        quantized = _to_fp16(model)
-    else:
-        quantized = _to_dynamic_int8(model, out)
-        if variant.scheme == "int8_static":
-            if not calibration:
-                raise QuantizeError("static int8 needs calibration messages", "give --data, or use int8_dynamic")
-            quantized = _with_static_scales(model, quantized, _batches(Encoder(source), calibration), out)
-    quantized.producer_name = "deploykit"
-    report = _count(quantized, variant)
-    if variant.scheme != "fp16" and not report.products:
+    quantized = _to_fp16(model) if variant.scheme == "fp16" else _to_dynamic_int8(model, out)
+    if variant.scheme != "fp16" and not _products(quantized):
         raise QuantizeError(
             f"{path} has no matrix product that could be quantized",
             "export it with `deploykit export`, whose graphs the quantizer knows",
         )
+    if variant.scheme == "int8_static":
+        quantized = _with_static_scales(model, quantized, _batches(Encoder(source), calibration), out)
+    quantized.producer_name = "deploykit"
     onnx.save(quantized, out / "model.onnx")
-    return report
+    return _count(quantized, variant)
 
 
 def _to_dynamic_int8(model: onnx.ModelProto, scratch_parent: Path) -> onnx.ModelProto:
@@ -148,7 +144,7 @@ def _to_dynamic_int8(model: onnx.ModelProto, scratch_parent: Path) -> onnx.Model
                 weight_type=QuantType.QInt8,
                 extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},
             )
-        except (LookupError, RuntimeError, TypeError, ValueError) as error:
+        except (onnx.shape_inference.InferenceError, LookupError, RuntimeError, TypeError, ValueError) as error:
             raise QuantizeError(
                 f"onnxruntime's quantizer failed: {error}",
                 "export the model with `deploykit export`, whose graphs the quantizer knows",
@@ -233,6 +229,11 @@ def _to_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
     return converted
 
 
+def _products(model: onnx.ModelProto) -> dict[str, int]:
+    kinds = collections.Counter(node.op_type for node in model.graph.node)
+    return {name: kinds[name] for name in _PRODUCTS if kinds[name]}
+
+
 def _count(model: onnx.ModelProto, variant: Variant) -> QuantizeReport:
     kinds = collections.Counter(node.op_type for node in model.graph.node)
     large = {tensor.name: tensor.data_type for tensor in model.graph.initializer if len(tensor.dims) == 2}
@@ -245,7 +246,7 @@ def _count(model: onnx.ModelProto, variant: Variant) -> QuantizeReport:
     ]
     return QuantizeReport(
         variant=variant.name,
-        products={name: kinds[name] for name in _PRODUCTS if kinds[name]},
+        products=_products(model),
         float_products=sum(kinds[name] for name in ("MatMul", "Gemm", "Attention", "FusedMatMul")),
         embeddings=bool(tables) and all(kind in (onnx.TensorProto.INT8, onnx.TensorProto.UINT8) for kind in tables),
         size_bytes=model.ByteSize(),

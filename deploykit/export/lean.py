@@ -317,6 +317,7 @@ def _keep_first_token(graph: _Graph) -> None:
 def _tokenwise_region(graph: _Graph, select: onnx.NodeProto) -> tuple[list[onnx.NodeProto], list[str]]:
     """The nodes that work token by token and feed only `select`, and the values that enter them from outside."""
     producers, readers = graph.producers(), graph.readers()
+    outputs = {value.name for value in graph.proto.output}
     region: list[onnx.NodeProto] = []
     border = [select.input[0]]
     grown = True
@@ -328,6 +329,7 @@ def _tokenwise_region(graph: _Graph, select: onnx.NodeProto) -> tuple[list[onnx.
             if (
                 node is not None
                 and node.op_type in _TOKENWISE
+                and outputs.isdisjoint(node.output)
                 and (node.op_type != "MatMul" or node.input[1] in graph.constants)
                 and all(any(reader is member for member in inside) for reader in readers[name])
             ):

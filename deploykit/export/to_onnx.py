@@ -13,9 +13,10 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 
 from deploykit.errors import ExportError, ModelError
@@ -27,9 +28,6 @@ from deploykit.runners.tokenize import Encoder
 from deploykit.runners.untrusted import check_checkpoint
 from deploykit.tasks import Task
 
-if TYPE_CHECKING:
-    import onnx
-
 DEFAULT_OPSET = 18
 """The newest opset whose dynamo graph the fusions below know (opset 23 has no SkipLayerNormalization fusion)."""
 TOLERANCE = 1e-4
@@ -37,7 +35,8 @@ TOLERANCE = 1e-4
 _FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
 _INPUTS = ("input_ids", "attention_mask")
 _REWRITE_ERRORS = (
-    ArithmeticError, AssertionError, AttributeError, LookupError, ModelError, RuntimeError, TypeError, ValueError,
+    onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ModelError,
+    ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, StopIteration, TypeError, ValueError,
 )  # fmt: skip
 """What a fuser raises on a graph that it does not understand."""
 
@@ -91,7 +90,6 @@ def export_onnx(
     Raises:
         ExportError: the exporter failed, the graph differs from PyTorch, or is too new for the target.
     """
-    import onnx
     import torch
 
     check_checkpoint(checkpoint)
@@ -139,8 +137,6 @@ def _graphs(
     model: Any, output: str, opset: int, path: Path, listener: Listener
 ) -> tuple[onnx.ModelProto, onnx.ModelProto | None]:
     """The graph as exported, and with its fusions; None for the latter where the fuser can't do it."""
-    import onnx
-
     listener(Progress("export", 0, 4, "graph"))
     _exported(model, output, opset).save(path)
     listener(Progress("export", 1, 4, "graph"))

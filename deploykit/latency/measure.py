@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Samples", "measure"]
+__all__ = ["Samples", "measure", "spread_over"]
 
 import contextlib
 import dataclasses
@@ -106,6 +106,12 @@ def measure(
                 listener(Progress("latency", done, total, "block"))
         stolen = _stolen(before, psutil.cpu_times())
     return {name: Samples(name, tuple(found), stolen) for name, found in timed.items()}
+
+
+def spread_over(messages: Sequence[Message], count: int) -> list[Message]:
+    """`count` of the messages, evenly spread over all of them; all where there are fewer."""
+    count = min(count, len(messages))
+    return [messages[index * len(messages) // count] for index in range(count)]
 
 
 class _Worker:

@@ -22,7 +22,7 @@ from deploykit.data.table import Columns
 from deploykit.errors import ModelError, ParityError, UsageError
 from deploykit.events import Listener, ignore
 from deploykit.export.compatibility import preflight
-from deploykit.latency.measure import Samples, measure
+from deploykit.latency.measure import Samples, measure, spread_over
 from deploykit.parity.report import ParityReport
 from deploykit.pipeline.proof import compare_models
 from deploykit.pipeline.stages import choose_variant, package_settings
@@ -254,8 +254,7 @@ def bench_alone(
         for name, target in found.items()
     }
     texts = read_rows(data, Columns(text, None)).texts
-    picked = [texts[index * len(texts) // messages] for index in range(min(messages, len(texts)))]
-    return measure(found, picked, blocks=blocks, warmup=warmup, listener=listener)
+    return measure(found, spread_over(texts, messages), blocks=blocks, warmup=warmup, listener=listener)
 
 
 def _model_folder(target: Target) -> Path | None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from deploykit import machine
-from deploykit.triton.embedded import TRITON_VERSION, Installation, default_cache, unsupported_reason
+from deploykit.triton.installation import TRITON_VERSION, default_cache, installation_in, unsupported_reason
 
 Status = Literal["ok", "missing", "problem"]
 
@@ -194,10 +194,10 @@ def _embedded_triton() -> Iterator[Finding]:
             "serve elsewhere: deploykit serve --engine docker, or name a running server: --engine URL",
         )
         return
-    if Installation(default_cache() / f"triton-{TRITON_VERSION}").complete:
+    if installation_in(default_cache()).complete:
         yield Finding(name, "ok", f"{TRITON_VERSION} in {default_cache()}, for 127.0.0.1 only")
     else:
-        yield Finding(name, "missing", "not unpacked yet (55 MB)", "fetched at the first use: deploykit serve")
+        yield Finding(name, "missing", "not unpacked yet (72 MB)", "fetched at the first use: deploykit serve")
     shm = Path("/dev/shm")
     if shm.is_dir():
         free = shutil.disk_usage(shm).free

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["STAGES", "Plan", "Stage", "Step", "StepState", "make_plan", "step_states"]
+__all__ = ["STAGES", "Plan", "Stage", "Step", "StepState", "is_kept", "make_plan", "step_states"]
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,10 +13,11 @@ from typing import Final, Literal
 from pydantic import JsonValue
 
 from deploykit.artifacts.digest import digest_json
+from deploykit.artifacts.manifest import Manifest
 from deploykit.artifacts.store import Store
 from deploykit.data.identity import data_identity
 from deploykit.export.compatibility import limits_from_target
-from deploykit.machine import instruction_set, usable_cores
+from deploykit.machine import has_nvidia_gpu, instruction_set, usable_cores
 from deploykit.pipeline.order import STAGES, Stage
 from deploykit.recipe import Recipe
 from deploykit.runners.checkpoint import resolve_model
@@ -122,7 +123,7 @@ def make_plan(recipe: Recipe, base: Path, *, download: bool = True) -> Plan:
         | dump["finetune"],
         "export": task | dump["export"],
         "quantize": task | dump["quantize"] | {"max_drop": recipe.goal.max_drop, "machine": machine},
-        "package": task | dump["package"] | {"name": recipe.name},
+        "package": task | dump["package"] | {"name": recipe.name, "gpu": has_nvidia_gpu()},
         "parity": task
         | {"max_drop": recipe.goal.max_drop, "confidence": recipe.goal.confidence}
         | {"machine": machine, "engine": recipe.serve.engine},
@@ -154,8 +155,7 @@ def make_plan(recipe: Recipe, base: Path, *, download: bool = True) -> Plan:
 def step_states(plan: Plan, workspace: Path) -> tuple[StepState, ...]:
     """What a run would do about each step. Manifests are read, the artefacts' files are not verified."""
     kept = [artifact.manifest for artifact in Store(workspace / "store").artifacts()]
-    # A verdict that is no pass is found anew: the next run looks again.
-    there = {found.key for found in kept if found.stage != "parity" or found.info.get("verdict") == "pass"}
+    there = {found.key for found in kept if is_kept(found)}
     took = {found.stage: found.seconds for found in kept}  # the oldest first, so that the newest stays
     return tuple(
         StepState(
@@ -166,6 +166,11 @@ def step_states(plan: Plan, workspace: Path) -> tuple[StepState, ...]:
         )
         for step in plan.steps
     )
+
+
+def is_kept(found: Manifest) -> bool:
+    """Whether an artefact with this manifest is used again: a verdict that is no pass is not."""
+    return found.stage != "parity" or found.info.get("verdict") == "pass"
 
 
 def _installed(package: str) -> str:

@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
-__all__ = ["last_run", "run_recipe"]
+__all__ = ["run_recipe"]
 
 import contextlib
 import dataclasses
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from deploykit.artifacts.atomic import write_atomic
-from deploykit.artifacts.store import Artifact, Store
-from deploykit.errors import ModelError, UsageError
+from deploykit.artifacts.store import Store
+from deploykit.errors import ArtifactError, ExitCode, UsageError
 from deploykit.events import Listener, StageFinished, StageStarted, Warn, ignore
 from deploykit.latency.goal import judge_goal
-from deploykit.latency.measure import Samples, measure
+from deploykit.latency.measure import Samples, measure, spread_over
 from deploykit.machine import cpu_model, instruction_set, usable_cores
 from deploykit.parity.report import ParityReport
 from deploykit.pipeline.context import Context
-from deploykit.pipeline.plan import STAGES, Stage, make_plan
+from deploykit.pipeline.order import STAGES, Stage
+from deploykit.pipeline.plan import is_kept, make_plan
 from deploykit.pipeline.proof import serving_engine
+from deploykit.pipeline.record import recorded
 from deploykit.pipeline.stages import CACHED_STAGES
 from deploykit.recipe import Recipe
 from deploykit.recipe.machine import check_machine
+from deploykit.report.page import write_report
 from deploykit.report.result import Figures, GoalOutcome, RunResult, Shipped, exit_code_of, model_size_mb
 from deploykit.runners import Target
 
@@ -57,7 +58,7 @@ def run_recipe(
         listener: hears of progress.
 
     Returns:
-        what came out; None where `until` ended the run before the verdict.
+        what came out, without times where `until` is parity; None where it ended the run before the verdict.
 
     Raises:
         DeploykitError: a stage failed; the artefacts of the stages before it stay.
@@ -71,43 +72,8 @@ def run_recipe(
         raise UsageError(f"--from {start} comes after --until {until}", f"the order is {', '.join(STAGES)}")
     plan = make_plan(recipe, base)
     context = Context(recipe, base, plan, Store(workspace / "store", listener), listener)
-    with _recorded(workspace, recipe.name) as at:
+    with recorded(workspace, recipe.name) as at:
         return _run(context, repository, first=first, last=last, at=at)
-
-
-def last_run(workspace: Path, name: str) -> dict[str, str] | None:
-    """How the last run of this name ended: `status` (running, interrupted, failed, finished) and `stage`."""
-    try:
-        found = json.loads((workspace / "runs" / f"{name}.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return {"status": str(found.get("status")), "stage": str(found.get("stage"))}
-
-
-@contextlib.contextmanager
-def _recorded(workspace: Path, name: str) -> Iterator[Callable[[Stage], None]]:
-    """Keeps a note of how far a run is and how it ended, for the next one and for `check`."""
-    path = workspace / "runs" / f"{name}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    stage: Stage = "data"
-
-    def write(status: str) -> None:
-        write_atomic(path, json.dumps({"status": status, "stage": stage}).encode())
-
-    def at(now: Stage) -> None:
-        nonlocal stage
-        stage = now
-        write("running")
-
-    try:
-        yield at
-    except KeyboardInterrupt:
-        write("interrupted")
-        raise
-    except BaseException:
-        write("failed")
-        raise
-    write("finished")
 
 
 def _run(context: Context, repository: Path, *, first: int, last: int, at: Callable[[Stage], None]) -> RunResult | None:
@@ -118,22 +84,19 @@ def _run(context: Context, repository: Path, *, first: int, last: int, at: Calla
         at(stage)
         _ensure(context, stage, anew=STAGES.index(stage) >= first)
     parity = ParityReport.model_validate_json((context.folder("parity") / "parity.json").read_text(encoding="utf-8"))
-    if last < STAGES.index("latency"):
-        return None
-    at("latency")
-    timed = _timed_stage(context)
-    goals = tuple(
-        GoalOutcome(**dataclasses.asdict(check))
-        for check in judge_goal(
-            recipe.goal, timed["reference"], timed["shipped"], model_size_mb(context.folder("quantize"))
-        )
-    )
-    ready = exit_code_of(parity.verdict, goals) == 0
-    at("publish")
-    published = _publish(context, repository) if ready and last >= STAGES.index("publish") else None
+    timed: dict[str, Samples] = {}
+    goals: tuple[GoalOutcome, ...] = ()
+    if last >= STAGES.index("latency"):
+        at("latency")
+        timed = _timed_stage(context)
+        size_mb = model_size_mb(context.folder("quantize"))
+        checks = judge_goal(recipe.goal, timed["reference"], timed["shipped"], size_mb)
+        goals = tuple(GoalOutcome(**dataclasses.asdict(check)) for check in checks)
+    published = None
+    if last >= STAGES.index("publish") and exit_code_of(parity.verdict, goals) == ExitCode.PASS:
+        at("publish")
+        published = _publish(context, repository)
     result = _result(context, parity, timed, goals, published)
-    from deploykit.report.page import write_report
-
     write_report(result, parity, Path(result.report))
     return result
 
@@ -142,12 +105,12 @@ def _ensure(context: Context, stage: Stage, *, anew: bool) -> None:
     """Find the stage's artefact, or make it."""
     step = context.plan.step(stage)
     if step.key is None:
-        raise ModelError(f"{stage} has no key")
+        raise ArtifactError(f"{stage} has no key")
     if anew:
         context.store.discard(stage, step.key)
     began = time.monotonic()
     with context.store.claim(stage, step.key) as found:
-        if found is not None and _still_good(stage, found):
+        if found is not None and is_kept(found.manifest):
             context.artifacts[stage] = found
             context.listener(
                 StageFinished(stage, time.monotonic() - began, True, str(found.manifest.info.get("outcome", "")))
@@ -170,14 +133,9 @@ def _ensure(context: Context, stage: Stage, *, anew: bool) -> None:
             outcome = code.make(context, draft)
             draft.info["outcome"] = outcome
     if draft.artifact is None:
-        raise ModelError(f"{stage} ended without an artefact")
+        raise ArtifactError(f"{stage} ended without an artefact")
     context.artifacts[stage] = draft.artifact
     context.listener(StageFinished(stage, time.monotonic() - began, False, outcome))
-
-
-def _still_good(stage: Stage, found: Artifact) -> bool:
-    """A verdict that is no pass is not kept: the next run looks again."""
-    return stage != "parity" or found.manifest.info.get("verdict") == "pass"
 
 
 def _timed_stage(context: Context) -> dict[str, Samples]:
@@ -185,8 +143,7 @@ def _timed_stage(context: Context) -> dict[str, Samples]:
     context.listener(StageStarted("latency"))
     recipe = context.recipe
     texts = context.data().test.texts
-    count = recipe.latency.messages
-    messages = [texts[index * len(texts) // count] for index in range(min(count, len(texts)))]
+    messages = spread_over(texts, recipe.latency.messages)
     task = recipe.task
     targets = {
         "reference": Target("torch", str(context.folder("finetune")), device="cpu", task=task),
@@ -238,50 +195,51 @@ def _result(
     published: tuple[Path, int] | None,
 ) -> RunResult:
     finetuned, exported, shipped = (context.folder(stage) for stage in ("finetune", "export", "quantize"))
-    reference, served = timed["reference"], timed.get("served")
+    reference, served = timed.get("reference"), timed.get("served")
     fp32 = context.info("parity").get("fp32_onnx")
-    proof = context.folder("parity")
     return RunResult(
         name=context.recipe.name,
         verdict=parity.verdict,
         statement=parity.statement,
         n=parity.n,
         metric=parity.metric,
-        reference=_figures("PyTorch fp32", parity.reference, reference, model_size_mb(finetuned)),
-        onnx_fp32=_figures(
-            "ONNX fp32", fp32 if isinstance(fp32, float) else None, timed["onnx_fp32"], model_size_mb(exported)
-        ),
+        reference=_figures("PyTorch fp32", parity.reference, reference, finetuned),
+        onnx_fp32=_figures("ONNX fp32", fp32 if isinstance(fp32, float) else None, timed.get("onnx_fp32"), exported),
         shipped=Shipped(
-            **_figures("shipped", parity.candidate, timed["shipped"], model_size_mb(shipped)).model_dump(),
+            **_figures("shipped", parity.candidate, timed.get("shipped"), shipped).model_dump(),
             drop=parity.drop,
             drop_upper=parity.drop_upper,
             discordant=parity.discordant,
             flips=parity.flips,
-            speedup=reference.p50_ms / timed["shipped"].p50_ms,
+            speedup=_speedup(reference, timed.get("shipped")),
             served_p50_ms=None if served is None else served.p50_ms,
             served_p99_ms=None if served is None else served.p99_ms,
-            served_speedup=None if served is None else reference.p50_ms / served.p50_ms,
+            served_speedup=_speedup(reference, served),
         ),
         goal=goals,
         scheme=str(context.info("quantize").get("variant", "")),
-        messages=reference.n,
-        stolen=reference.stolen,
+        messages=0 if reference is None else reference.n,
+        stolen=0.0 if reference is None else reference.stolen,
         machine=f"{cpu_model()}, {usable_cores()} cores, {instruction_set()}",
         package=None if published is None else str(published[0]),
         version=None if published is None else published[1],
         kept=str(context.folder("package")),
-        parity=str(proof / "parity.json"),
+        parity=str(context.folder("parity") / "parity.json"),
         report=str(context.store.root.parent / "reports" / f"{context.recipe.name}.html"),
         exit_code=int(exit_code_of(parity.verdict, goals)),
     )
 
 
-def _figures(name: str, value: float | None, samples: Samples, size_mb: float) -> Figures:
+def _figures(name: str, value: float | None, samples: Samples | None, folder: Path) -> Figures:
     return Figures(
         name=name,
         value=value,
-        p50_ms=samples.p50_ms,
-        p50_range_ms=samples.p50_range_ms,
-        p99_ms=samples.p99_ms,
-        size_mb=size_mb,
+        p50_ms=None if samples is None else samples.p50_ms,
+        p50_range_ms=None if samples is None else samples.p50_range_ms,
+        p99_ms=None if samples is None else samples.p99_ms,
+        size_mb=model_size_mb(folder),
     )
+
+
+def _speedup(reference: Samples | None, samples: Samples | None) -> float | None:
+    return None if reference is None or samples is None else reference.p50_ms / samples.p50_ms

@@ -78,7 +78,7 @@ class OnnxRunner:
 
     def __init__(self, target: Target) -> None:
         self._target = target
-        self._session: Any = None
+        self.session: Any = None
 
     @property
     def name(self) -> str:
@@ -86,22 +86,22 @@ class OnnxRunner:
 
     def __enter__(self) -> Self:
         path = onnx_file(self._target.location)
-        self._session = open_session(path, threads=self._target.threads, device=self._target.device)
-        self._inputs = [value.name for value in self._session.get_inputs()]
-        self._outputs = [value.name for value in self._session.get_outputs()]
-        self._encoder = Encoder(Path(self._target.tokenizer) if self._target.tokenizer else path.parent)
-        unknown = sorted(set(self._inputs) - set(self._encoder.outputs))
+        self.session = open_session(path, threads=self._target.threads, device=self._target.device)
+        self._inputs = [value.name for value in self.session.get_inputs()]
+        self._outputs = [value.name for value in self.session.get_outputs()]
+        self.encoder = Encoder(Path(self._target.tokenizer) if self._target.tokenizer else path.parent)
+        unknown = sorted(set(self._inputs) - set(self.encoder.outputs))
         if unknown:
             raise ModelError(
                 f"{path} wants {', '.join(unknown)}, which no tokenizer gives",
-                f"export it with no inputs but {', '.join(self._encoder.outputs)}",
+                f"export it with no inputs but {', '.join(self.encoder.outputs)}",
             )
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._session = None
+        self.session = None
 
     def infer(self, messages: Sequence[Message]) -> Outputs:
         """Every output of the graph for the messages as one batch.
@@ -110,9 +110,9 @@ class OnnxRunner:
             ModelError: onnxruntime can't run the graph on them.
             DataError: a message has a lone surrogate.
         """
-        tensors = self._encoder.encode(messages)
+        tensors = self.encoder.encode(messages)
         try:
-            values = self._session.run(self._outputs, {name: tensors[name] for name in self._inputs})
+            values = self.session.run(self._outputs, {name: tensors[name] for name in self._inputs})
         except session_errors() as error:
             raise ModelError(
                 f"{self.name} failed on {len(messages)} message(s): {error}", "export the model again"

@@ -47,11 +47,6 @@ class Server(Protocol):
         """Raises ServerError, with what is known of the cause, where it has ended by itself."""
         ...
 
-    @property
-    def running(self) -> bool:
-        """Whether it still lives, as far as can be seen from here."""
-        ...
-
 
 def open_server(
     engine: str,
@@ -185,11 +180,6 @@ class DockerServer:
         """Whether the container still runs."""
         return self._process is not None and self._process.poll() is None
 
-    @property
-    def running(self) -> bool:
-        """Whether the container still runs."""
-        return self._process is not None and self._process.poll() is None
-
     def raise_if_ended(self) -> None:
         """Raises ServerError where the container has ended by itself."""
         if self._process is not None and not self.running:
@@ -286,11 +276,6 @@ class _RunningServer:
                 if not client.ready(model):
                     what = "is not ready" if model is None else f"has no model {model!r} that is ready"
                     raise ServerError(f"the server at {self._address} {what}", hint="look at its log")
-
-    @property
-    def running(self) -> bool:
-        """Its life is no business of this process; requests tell."""
-        return True
 
     def __enter__(self) -> Self:
         self.raise_if_ended()

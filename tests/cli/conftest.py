@@ -60,7 +60,7 @@ def recipe(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
-    """Makes `deploykit run` end at once, of 1,200 messages: `finished(wrong=3, goal=(), served=True, folder="store")`."""
+    """Makes `deploykit run` end at once with made-up figures of 1,200 messages, the first `wrong` of them changed."""
     import numpy as np
 
     from deploykit.errors import ExitCode

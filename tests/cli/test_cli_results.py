@@ -255,29 +255,28 @@ def test_json_of_what_stdout_can_not_hold_is_escaped(deploykit: Deploykit, monke
 
 
 class FakeServer:
-    def __init__(self, lives: int) -> None:
+    def __init__(self, ending: BaseException) -> None:
         self.urls = ServerUrls("http://127.0.0.1:8000", "grpc://127.0.0.1:8001", None)
-        self._lives = lives
+        self._ending = ending
+        self._looks = 3
 
-    @property
-    def running(self) -> bool:
-        self._lives -= 1
-        if self._lives < -5:
-            raise KeyboardInterrupt
-        return self._lives != 0
+    def raise_if_ended(self) -> None:
+        self._looks -= 1
+        if self._looks == 0:
+            raise self._ending
 
 
-def serve_with(monkeypatch: pytest.MonkeyPatch, lives: int) -> None:
+def serve_with(monkeypatch: pytest.MonkeyPatch, ending: BaseException) -> None:
     @contextlib.contextmanager
     def open_server(*_: object, **__: object) -> Iterator[FakeServer]:
-        yield FakeServer(lives)
+        yield FakeServer(ending)
 
     monkeypatch.setattr("deploykit.triton.engines.open_server", open_server)
     monkeypatch.setattr("time.sleep", lambda _: None)
 
 
 def test_serve_says_where_and_stops_quietly(deploykit: Deploykit, monkeypatch: pytest.MonkeyPatch) -> None:
-    serve_with(monkeypatch, lives=-1)
+    serve_with(monkeypatch, KeyboardInterrupt())
     done = deploykit("serve", "repository")
     assert done.code == 0
     assert done.out.splitlines() == [
@@ -292,14 +291,14 @@ def test_serve_says_where_and_stops_quietly(deploykit: Deploykit, monkeypatch: p
 
 
 def test_serve_of_a_server_that_dies_is_an_error(deploykit: Deploykit, monkeypatch: pytest.MonkeyPatch) -> None:
-    serve_with(monkeypatch, lives=3)
+    serve_with(monkeypatch, ServerError("the server ended by itself"))
     done = deploykit("serve", "repository")
     assert done.code == 1
     assert "error: the server ended by itself" in done.err
 
 
 def test_serve_of_a_server_that_runs_already_only_looks(deploykit: Deploykit, monkeypatch: pytest.MonkeyPatch) -> None:
-    serve_with(monkeypatch, lives=-1)
+    serve_with(monkeypatch, AssertionError("looked again"))
     done = deploykit("serve", "--engine", "grpc://127.0.0.1:8001", "--json")
     assert (done.code, done.err) == (0, "")
     assert done.json["repository"] is None
@@ -327,6 +326,18 @@ def test_doctor_fails_on_what_is_in_the_way(
     assert done.code == code
     assert done.out.splitlines()[1].split() == [status, "GPU", "none"]
     assert done.out.splitlines()[2].strip() == "buy one"
+
+
+@pytest.mark.parametrize("reason", [None, "the embedded Triton runs on Linux x86_64 only, and this is Darwin arm64"])
+def test_doctor_installs_triton_only_where_it_runs(
+    deploykit: Deploykit, monkeypatch: pytest.MonkeyPatch, reason: str | None
+) -> None:
+    installed: list[str] = []
+    monkeypatch.setattr("deploykit.pipeline.doctor.examine", lambda: [])
+    monkeypatch.setattr("deploykit.triton.installation.unsupported_reason", lambda: reason)
+    monkeypatch.setattr("deploykit.triton.installation.ensure_installed", lambda listener: installed.append("triton"))
+    assert deploykit("doctor", "--install-triton").code == 0
+    assert len(installed) == (reason is None)
 
 
 def test_package_takes_its_name_from_the_folder(

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,8 +17,9 @@ import pytest
 from deploykit.artifacts.store import Store
 from deploykit.data.sample import support_rows
 from deploykit.events import Event, StageFinished
-from deploykit.pipeline.plan import STAGES
-from deploykit.pipeline.run import last_run, run_recipe
+from deploykit.pipeline.order import STAGES
+from deploykit.pipeline.record import LastRun, last_run
+from deploykit.pipeline.run import run_recipe
 from deploykit.recipe import Recipe, load_recipe
 from deploykit.report.result import RunResult
 from deploykit.runners.triton_client import TritonClient
@@ -83,14 +83,14 @@ def _labels() -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
+def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     folder = tmp_path_factory.mktemp("project")
     _write(folder / "train.csv", "train", 500)
     _write(folder / "test.csv", "test", 300)
     (folder / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
     result, finished = _run(folder, load_recipe(folder / "recipe.yaml"))
     assert result is not None
-    yield Project(folder, result, finished)
+    return Project(folder, result, finished)
 
 
 def test_every_stage_runs_and_the_verdict_is_a_pass(project: Project) -> None:
@@ -176,14 +176,14 @@ def test_row_29_an_interrupted_run_goes_on(project: Project, tmp_path: Path) -> 
     ]  # fmt: skip
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
         deadline = time.monotonic() + 240
-        while not (state := last_run(work, "few_intents")) or state["stage"] != "finetune":
+        while not (state := last_run(work, "few_intents")) or state.stage != "finetune":
             assert time.monotonic() < deadline, "training never began"
             time.sleep(0.2)
         time.sleep(15)  # imports, then the first steps
         os.killpg(process.pid, signal.SIGINT)
         _, said = process.communicate(timeout=120)
     assert process.returncode == 130, said
-    assert last_run(work, "few_intents") == {"status": "interrupted", "stage": "finetune"}
+    assert last_run(work, "few_intents") == LastRun("interrupted", "finetune")
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=500)
     assert done.returncode == 0, done.stderr
     (tuned,) = [found for found in Store(work / "store").artifacts() if found.manifest.stage == "finetune"]

@@ -41,9 +41,12 @@ class TritonPythonModel:
         """Reads what lies beside this file."""
         entry = json.loads((_HERE / "entry.json").read_text(encoding="utf-8"))
         self._labels = np.array([label.encode("utf-8") for label in entry["labels"]], dtype=np.object_)
-        self._inputs: list[str] = entry["inputs"]
-        self._pad_id: int = entry["pad_id"]
-        self._pad_type_id: int = entry["pad_type_id"]
+        columns = {
+            "input_ids": ("ids", entry["pad_id"]),
+            "attention_mask": ("attention_mask", 0),
+            "token_type_ids": ("type_ids", entry["pad_type_id"]),
+        }
+        self._columns: dict[str, tuple[str, int]] = {name: columns[name] for name in entry["inputs"]}
         self._model: str = entry["model"]
         self._version = int(args["model_version"])
         self._memory = pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_CPU)
@@ -84,7 +87,7 @@ class TritonPythonModel:
         encodings = self._tokenizer.encode_batch_fast(messages)
         logits = np.zeros((len(messages), len(self._labels)), dtype=np.float32)
         failures: dict[int, Any] = {}
-        for rows in groups_by_length([len(encoding) for encoding in encodings], _CALL_TOKENS):
+        for rows in groups_by_length(list(map(len, encodings)), _CALL_TOKENS):
             reply = pb_utils.InferenceRequest(
                 model_name=self._model,
                 model_version=self._version,
@@ -100,18 +103,13 @@ class TritonPythonModel:
 
     def _tensors(self, encodings: list[Any]) -> list[Any]:
         """The inputs of the model, int64 [messages, longest], padded on the right."""
-        shape = (len(encodings), max(len(encoding) for encoding in encodings))
-        arrays = {"input_ids": np.full(shape, self._pad_id, dtype=np.int64)}
-        arrays["attention_mask"] = np.zeros(shape, dtype=np.int64)
-        if "token_type_ids" in self._inputs:
-            arrays["token_type_ids"] = np.full(shape, self._pad_type_id, dtype=np.int64)
-        for row, encoding in enumerate(encodings):
-            length = len(encoding)
-            arrays["input_ids"][row, :length] = encoding.ids
-            arrays["attention_mask"][row, :length] = 1
-            if "token_type_ids" in arrays:
-                arrays["token_type_ids"][row, :length] = encoding.type_ids
-        return [pb_utils.Tensor(name, arrays[name]) for name in self._inputs]
+        longest = max(map(len, encodings))
+        tensors = []
+        for name, (column, padding) in self._columns.items():
+            rows = [getattr(encoding, column) for encoding in encodings]
+            padded = [row + [padding] * (longest - len(row)) for row in rows]
+            tensors.append(pb_utils.Tensor(name, np.array(padded, dtype=np.int64)))
+        return tensors
 
 
 def groups_by_length(lengths: Sequence[int], waste: int) -> list[list[int]]:
@@ -139,9 +137,9 @@ def _ranked(logits: NDArray[np.float32], deepest: int) -> tuple[NDArray[np.intp]
         best = logits.argmax(axis=1)[:, np.newaxis]
     else:
         best = np.argsort(-logits, axis=1, kind="stable")[:, :deepest]
-    raised = np.exp(logits - logits.max(axis=1, keepdims=True))
-    scores = raised[np.arange(len(logits))[:, np.newaxis], best] / raised.sum(axis=1, keepdims=True)
-    return best, scores
+    values = logits[np.arange(len(logits))[:, np.newaxis], best]
+    highest = values[:, :1]
+    return best, np.exp(values - highest) / np.exp(logits - highest).sum(axis=1, keepdims=True)
 
 
 def _texts(request: Any) -> list[str]:
@@ -160,7 +158,7 @@ def _texts(request: Any) -> list[str]:
 def _top_k(request: Any, labels: int) -> int:
     """How many labels a request wants: its parameter `top_k`, 1 where it has none, at most all."""
     parameters = request.parameters()
-    asked = json.loads(parameters).get("top_k", 1) if parameters else 1
+    asked = json.loads(parameters).get("top_k", 1) if len(parameters) > len("{}") else 1
     if not isinstance(asked, int) or isinstance(asked, bool) or asked < 1:
         raise ValueError(f"the parameter top_k must be a positive integer, and is {asked!r}")
     return min(asked, labels)

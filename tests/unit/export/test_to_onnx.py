@@ -74,11 +74,11 @@ def ignore_mask(model: onnx.ModelProto) -> None:
     for node in model.graph.node:
         for position, name in enumerate(node.input):
             if name == "attention_mask":
-                node.input[position] = "ones"
-    one = numpy_helper.from_array(np.array(1, dtype=np.int64), "one")
+                node.input[position] = "all_ones"
+    one = numpy_helper.from_array(np.array(1, dtype=np.int64), "plus_one")
     model.graph.initializer.append(one)
-    model.graph.node.insert(0, helper.make_node("Add", ["zeros", "one"], ["ones"]))
-    model.graph.node.insert(0, helper.make_node("Sub", ["attention_mask", "attention_mask"], ["zeros"]))
+    model.graph.node.insert(0, helper.make_node("Add", ["mask_minus_mask", "plus_one"], ["all_ones"]))
+    model.graph.node.insert(0, helper.make_node("Sub", ["attention_mask", "attention_mask"], ["mask_minus_mask"]))
 
 
 def swap_weights(model: onnx.ModelProto) -> None:

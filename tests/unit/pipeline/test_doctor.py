@@ -13,6 +13,7 @@ import pytest
 
 from deploykit.pipeline import doctor
 from deploykit.pipeline.doctor import Finding, examine
+from deploykit.triton.installation import Installation, installation_in
 
 Usage = namedtuple("Usage", "total used free")
 Machine = Callable[..., None]
@@ -60,7 +61,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Machine:
         monkeypatch.setattr(doctor.shutil, "which", lambda name: f"/usr/bin/{name}" if name in known else None)
         monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: Usage(100 * 2**30, 0, int(free_gib * 2**30)))
         monkeypatch.setattr(doctor, "unsupported_reason", lambda: triton_reason)
-        monkeypatch.setattr(doctor.Installation, "complete", property(lambda self: triton_installed))
+        monkeypatch.setattr(Installation, "complete", property(lambda self: triton_installed))
         monkeypatch.chdir(tmp_path)
 
     return make
@@ -174,6 +175,20 @@ def test_limits_of_a_container_show(machine: Machine) -> None:
         finding = found(name)
         assert finding.status == "problem", name
         assert finding.remedy
+
+
+def test_the_server_is_looked_for_where_it_is_unpacked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(doctor, "unsupported_reason", lambda: None)
+    monkeypatch.setattr(doctor, "default_cache", lambda: tmp_path)
+    monkeypatch.setattr(doctor.machine, "gpu_names", lambda: ())
+    assert found("embedded Triton").status == "missing"
+    unpacked = installation_in(tmp_path)
+    for folder in (unpacked.libraries, unpacked.python_backend, unpacked.packages / "numpy"):
+        folder.mkdir(parents=True)
+    for file in (unpacked.binary, unpacked.stub):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    assert found("embedded Triton").status == "ok"
 
 
 def test_the_embedded_triton(machine: Machine) -> None:
