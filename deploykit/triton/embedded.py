@@ -14,6 +14,7 @@ __all__ = [
 
 import http.client
 import json
+import math
 import os
 import re
 import secrets
@@ -218,6 +219,7 @@ class EmbeddedServer:
             *(f"--load-model={name}" for name in (self._models if self._models is not None else ("*",))),
             "--disable-auto-complete-config",
             f"--backend-config=python,shm-region-prefix-name={self._shm_prefix}",
+            f"--backend-config=python,stub-timeout-seconds={math.ceil(self._start_timeout_s)}",
             f"--http-address={_LOOPBACK}",
             f"--http-port={http_port}",
             f"--grpc-address={_LOOPBACK}",

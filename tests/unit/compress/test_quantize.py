@@ -171,7 +171,7 @@ def test_a_quantizer_that_fails_is_a_quantize_error(
         raise onnx.shape_inference.InferenceError("(op_type:Gemm): Inferred shape and existing shape differ")
 
     monkeypatch.setattr(onnxruntime.quantization, "quantize_dynamic", fail)
-    with pytest.raises(QuantizeError, match="quantizer failed: .*Inferred shape"):
+    with pytest.raises(QuantizeError, match=r"quantizer failed: .*Inferred shape"):
         quantize(exported("bert").folder, tmp_path, Variant("int8_dynamic"))
     assert not (tmp_path / "model.onnx").exists()
 
