@@ -18,6 +18,10 @@ from deploykit.cli.options import as_json
     help="embedded: a real Triton on loopback. docker: print and run the docker command. URL: check what runs.",
 )  # fmt: skip
 @click.option("--model", "models", multiple=True, help="Load only this model; repeatable.")
+@click.option(
+    "--release", default="25.08", show_default=True, metavar="YY.MM", help="The Triton release of --engine docker."
+)
+@click.option("--gpus", metavar="all|0,1", help="GPUs for --engine docker.")
 @click.option("--http-port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0: a free one.")
 @click.option("--grpc-port", type=click.IntRange(0, 65535), default=8001, show_default=True, help="0: a free one.")
 @click.option("--metrics-port", type=click.IntRange(0, 65535), default=8002, show_default=True, help="0: a free one.")
@@ -26,6 +30,8 @@ def command(
     repository: Path,
     engine: str,
     models: tuple[str, ...],
+    release: str,
+    gpus: str | None,
     http_port: int,
     grpc_port: int,
     metrics_port: int,
@@ -49,6 +55,8 @@ def command(
             engine,
             repository,
             models or None,
+            release=release,
+            gpus=gpus,
             http_port=http_port,
             grpc_port=grpc_port,
             metrics_port=metrics_port,

@@ -120,7 +120,9 @@ def export_onnx(
             fused = None
     if fused is None:
         shutil.copy2(out / "plain.onnx", out / "model.onnx")
-    preflight(out / "model.onnx", target)
+    compatibility = preflight(out / "model.onnx", target)
+    if compatibility.warning:
+        listener(Warn(compatibility.warning))
     listener(Progress("export", 4, 4, "graph"))
     shipped = fused or plain
     return ExportReport(

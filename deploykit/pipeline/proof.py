@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from deploykit.parity.identity import compare_answers
 from deploykit.parity.report import ParityReport, Predictions, build_report
 from deploykit.parity.verdict import Verdict
 from deploykit.pipeline.context import Context
+from deploykit.pipeline.stages import package_settings
 from deploykit.runners import Target, infer_all, open_runner
 from deploykit.runners.tokenize import Encoder
 from deploykit.tasks import Task
@@ -32,6 +34,8 @@ from deploykit.triton.package import labels_from_folder
 CLIENTS = 16
 """Clients at a time when answers are checked under load."""
 _BATCH = 32
+_SMALL_BATCH = 8
+"""What any package takes as one request."""
 
 
 @dataclass(frozen=True)
@@ -68,15 +72,15 @@ def prove(context: Context, draft: Draft) -> str:
     total = (6 if engine else 3) * len(texts)
     steps = _Steps("parity", total, listener)
 
-    batches = [list(range(start, min(start + _BATCH, len(texts)))) for start in range(0, len(texts), _BATCH)]
+    batches = _batches(len(texts), _BATCH)
     singles = [[index] for index in range(len(texts))]
     labels = labels_from_folder(finetuned)
-    reference = run_target(Target("torch", str(finetuned), task=task.name), texts, task, labels, batches, steps)
-    fp32 = run_target(Target("onnxruntime", str(exported), task=task.name), texts, task, labels, batches, steps)
-    in_process = run_target(
-        Target("onnxruntime", str(shipped), task=task.name, threads=context.recipe.package.threads),
-        texts, task, labels, singles, steps,
-    )  # fmt: skip
+    gpu = package_settings(context.recipe.package).device == "gpu"
+    on = partial(Target, task=task.name, device="cuda" if gpu else "cpu")  # where it is served
+    reference = run_target(on("torch", str(finetuned)), texts, task, labels, batches, steps)
+    fp32 = run_target(on("onnxruntime", str(exported)), texts, task, labels, batches, steps)
+    threads = context.recipe.package.threads
+    in_process = run_target(on("onnxruntime", str(shipped), threads=threads), texts, task, labels, singles, steps)
     checks = [
         *judge_forms(finetuned, shipped, texts),
         _fidelity(reference, fp32, task, "float32 ONNX against PyTorch", "fp32", exact_answers=True),
@@ -108,6 +112,10 @@ def prove(context: Context, draft: Draft) -> str:
     draft.info.update({"verdict": report.verdict, "fp32_onnx": float(fp32_metric), "engine": engine, **served_info})
     upper = "" if report.drop_upper is None else f", drop at most {report.drop_upper:.2%}"
     return f"{report.statement}{upper}"
+
+
+def _batches(count: int, size: int) -> list[list[int]]:
+    return [list(range(start, min(start + size, count))) for start in range(0, count, size)]
 
 
 def serving_engine(asked: str, listener: Listener = ignore) -> str | None:
@@ -151,7 +159,7 @@ def judge_forms(reference: Path, candidate: Path, texts: Sequence[str]) -> list[
     """Whether two model folders name their labels alike and tokenize alike."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(reference)
+    tokenizer = AutoTokenizer.from_pretrained(reference, trust_remote_code=False)
     expected = tokenizer(list(texts), truncation=True)["input_ids"]
     encoder = Encoder(candidate)
     found = [encoder.encode([text])["input_ids"][0].tolist() for text in texts]
@@ -273,15 +281,24 @@ def compare_models(
         confidence: of the one-sided bounds.
         listener: hears of progress.
     """
-    steps = _Steps("parity", 2 * len(texts), listener)
+    steps = _Steps("parity", 3 * len(texts), listener)
     singles = [[index] for index in range(len(texts))]
     first = run_target(reference, texts, task, labels, singles, steps)
     second = run_target(candidate, texts, task, labels, singles, steps)
-    checks = []
+    # A graph that gets padding wrong answers single messages well.
+    together = run_target(candidate, texts, task, labels, _batches(len(texts), _SMALL_BATCH), steps)
+    padded = judge_flips(second.answers, together.answers, max_drop if max_flips is None else max_flips, confidence)
+    checks = [replace(padded, check=f"answers in padded batches of {_SMALL_BATCH} against given singly")]
+    if tolerance is not None:
+        name = task.output
+        fidelity = compare_outputs(
+            {name: first.outputs[name]}, {name: together.outputs[name]}, tolerance, logits=(name,)
+        )
+        checks.append(replace(fidelity.verdict, check="numbers in padded batches"))
     folders = [Path(target.location) for target in (reference, candidate) if target.kind != "triton"]
     folders = [path if path.is_dir() else path.parent for path in folders]
     if len(folders) == 2 and all((folder / "config.json").is_file() for folder in folders):
-        checks = judge_forms(folders[0], folders[1], texts)
+        checks += judge_forms(folders[0], folders[1], texts)
     targets = None if label_texts is None else task.targets(label_texts, labels)
     if targets is None and max_flips is None:
         max_flips = max_drop

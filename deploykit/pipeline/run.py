@@ -223,9 +223,9 @@ def _result(
         machine=f"{cpu_model()}, {usable_cores()} cores, {instruction_set()}",
         package=None if published is None else str(published[0]),
         version=None if published is None else published[1],
-        kept=str(context.folder("package")),
-        parity=str(context.folder("parity") / "parity.json"),
-        report=str(context.store.root.parent / "reports" / f"{context.recipe.name}.html"),
+        kept=str(context.folder("package").absolute()),
+        parity=str((context.folder("parity") / "parity.json").absolute()),
+        report=str((context.store.root.parent / "reports" / f"{context.recipe.name}.html").absolute()),
         exit_code=int(exit_code_of(parity.verdict, goals)),
     )
 

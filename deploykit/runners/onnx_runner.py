@@ -49,7 +49,9 @@ def open_session(path: Path, *, threads: int = 0, device: str = "auto", settings
             "pip uninstall onnxruntime && pip install 'deploykit[gpu]'; `deploykit doctor` tells more",
         )
     cuda = device != "cpu" and "CUDAExecutionProvider" in available
-    providers = ["CUDAExecutionProvider", "CPUExecutionProvider"] if cuda else ["CPUExecutionProvider"]
+    # TF32 would round float32 products to 10 bits: no longer the numbers that parity compares.
+    cuda_provider = ("CUDAExecutionProvider", {"use_tf32": "0"})
+    providers = [cuda_provider, "CPUExecutionProvider"] if cuda else ["CPUExecutionProvider"]
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or usable_cores()
     options.log_severity_level = 3

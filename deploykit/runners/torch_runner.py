@@ -54,7 +54,7 @@ class TorchRunner:
         task = find_task(self._target.task)
         self._model = task.load_model(folder, dtype=dtype, attn_implementation="sdpa").eval().to(self._device)
         tokenizer_folder = Path(self._target.tokenizer or folder)
-        self._tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
+        self._tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder, trust_remote_code=False)
         self._max_length = max_length_from_folder(tokenizer_folder)
         self._output = task.output
         return self

@@ -55,7 +55,7 @@ class TextClassification:
         try:
             with quiet_transformers():
                 model, found = AutoModelForSequenceClassification.from_pretrained(
-                    folder, output_loading_info=True, **settings
+                    folder, output_loading_info=True, trust_remote_code=False, **settings
                 )
         except (OSError, ValueError, RuntimeError, KeyError, StrictDataclassError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]

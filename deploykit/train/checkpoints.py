@@ -45,10 +45,12 @@ def last_complete(workspace: Path, listener: Listener) -> Path | None:
 
 def _fault(checkpoint: Path) -> str | None:
     try:
-        sizes: dict[str, int] = json.loads((checkpoint / _SEAL).read_text(encoding="utf-8"))
+        sizes = json.loads((checkpoint / _SEAL).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return "it was not written to its end"
-    except ValueError:
+    except (OSError, ValueError):
+        sizes = None
+    if not isinstance(sizes, dict):
         return f"its {_SEAL} is damaged"
     for name, size in sizes.items():
         path = checkpoint / name

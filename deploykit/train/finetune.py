@@ -82,7 +82,7 @@ def finetune(
         listener: hears of progress.
 
     Raises:
-        TrainingError: the loss or a metric is not a number; the message names the step.
+        TrainingError: the loss or a metric is not a number, the message names the step; or fp16 without a GPU.
         ModelError: the checkpoint is damaged, unsafe or of the wrong kind.
     """
     from transformers import DataCollatorWithPadding, set_seed
@@ -164,7 +164,7 @@ _NAN_HINT = "lower finetune.learning_rate, or use finetune.precision=fp32"
 def _tokenizer(model: Path, max_length: int) -> Any:
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(model, use_fast=True)
+    tokenizer = AutoTokenizer.from_pretrained(model, use_fast=True, trust_remote_code=False)
     tokenizer.model_max_length = min(max_length, max_length_from_folder(model))
     tokenizer.deprecation_warnings["Asking-to-pad-a-fast-tokenizer"] = True
     return tokenizer
@@ -191,6 +191,7 @@ def _arguments(settings: Finetune, task: Task, workspace: Path, *, seed: int, to
     from transformers import TrainingArguments
 
     precision = _precision(settings.precision)
+    stops_early = settings.early_stopping is not None
     # The newer name of an option that warns when it is named at all.
     name = "activation" if hasattr(TrainingArguments, "activation_checkpointing") else "gradient"
     checkpointing = {f"{name}_checkpointing": True} if settings.gradient_checkpointing else {}
@@ -207,13 +208,14 @@ def _arguments(settings: Finetune, task: Task, workspace: Path, *, seed: int, to
         label_smoothing_factor=settings.label_smoothing,
         optim=_optimizer(settings.optimizer),
         bf16=precision == "bf16",
+        use_cpu=precision == "bf16" and not torch.cuda.is_available(),  # else bf16 is taken for a mistake there
         fp16=precision == "fp16",
         eval_strategy="epoch",
         save_strategy="epoch",
-        save_total_limit=2,
-        load_best_model_at_end=settings.early_stopping is not None,
-        metric_for_best_model=task.metric,
-        greater_is_better=True,
+        save_total_limit=3 if stops_early else 2,  # the newest, one that is complete in any case, and the best
+        load_best_model_at_end=stops_early,
+        metric_for_best_model=task.metric if stops_early else None,
+        greater_is_better=True if stops_early else None,
         restore_callback_states_from_checkpoint=True,  # how long early stopping has been waiting
         logging_steps=10,
         logging_nan_inf_filter=False,
@@ -248,6 +250,8 @@ def _features(tokenizer: Any, texts: Sequence[str], targets: Any) -> list[dict[s
 def _precision(asked: str) -> str:
     import torch
 
+    if asked == "fp16" and not torch.cuda.is_available():
+        raise TrainingError("finetune.precision=fp16 needs a GPU", "use auto, fp32 or bf16")
     if asked != "auto":
         return asked
     return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp32"
@@ -267,7 +271,7 @@ def _dropout(model: Path, dropout: float | None) -> dict[str, float]:
         return {}
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(model)
+    config = AutoConfig.from_pretrained(model, trust_remote_code=False)
     return {key: dropout for key in _DROPOUTS if hasattr(config, key)}
 
 
@@ -310,6 +314,12 @@ def _trainer_class(steps_per_epoch: int) -> Any:
     from transformers.trainer_pt_utils import LengthGroupedSampler
 
     class WatchfulTrainer(Trainer):  # type: ignore[misc]
+        def __init__(self, **settings: Any) -> None:
+            super().__init__(**settings)
+            # A classifier takes the number of items and divides by its own batch all the same: accumulated gradients
+            # came out as a sum (transformers 5.23). Without it the Trainer divides.
+            self.model_accepts_loss_kwargs = False
+
         def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
             loss: torch.Tensor = super().training_step(*args, **kwargs)
             # On a GPU, looking at the loss waits for it: look where it is logged anyway.

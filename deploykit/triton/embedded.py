@@ -191,6 +191,7 @@ class EmbeddedServer:
             "command": self._command(installation),
             "scratch": str(self._scratch),
             "log": str(self._log),
+            "keep_log": self._kept_log is not None,
             "shm_prefix": self._shm_prefix,
             "grace_s": _GRACE_S,
             "prepend": {

@@ -16,11 +16,13 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from deploykit.errors import ServerError, UsageError
-from deploykit.events import Listener, Note, ignore
+from deploykit.events import Listener, Note, Warn, ignore
+from deploykit.export.compatibility import security_warning
 from deploykit.runners.triton_client import TritonClient
 from deploykit.runners.triton_wire import parse_url
 from deploykit.triton.embedded import EmbeddedServer, ServerUrls
 from deploykit.triton.installation import ensure_installed
+from deploykit.triton.layout import with_called_models
 
 ENGINES = ("embedded", "docker")
 """The engines with a name; any other is the URL of a server."""
@@ -66,7 +68,7 @@ def open_server(
     Args:
         engine: `embedded`, `docker`, or the URL of a server that runs already, which is only asked whether it is ready.
         repository: the model repository; a server that runs already has its own.
-        models: the models that must be ready; None for all of the repository.
+        models: the models that must be ready, those that they call are added; None for all of the repository.
         release: the Triton release of the Docker image.
         gpus: what `docker run --gpus` is given; None for none.
         log: where the server's output goes; None to drop it when it stops.
@@ -77,6 +79,8 @@ def open_server(
         UsageError: there is no such engine or release.
         ServerError: on entering: it can't be started or is not ready.
     """
+    if models is not None and "://" not in engine:
+        models = with_called_models(repository, models)
     if engine == "embedded":
         return EmbeddedServer(
             repository,
@@ -88,6 +92,9 @@ def open_server(
             installation=ensure_installed(listener=listener),
         )
     if engine == "docker":
+        warning = security_warning(release)
+        if warning:
+            listener(Warn(warning))
         ports = (http_port or 8000, grpc_port or 8001, metrics_port or 8002)
         return DockerServer(repository, models, release=release, gpus=gpus, log=log, ports=ports, listener=listener)
     if "://" not in engine:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["MAX_VERSION", "check_repository", "model_problems", "version_folders"]
+__all__ = ["MAX_VERSION", "check_repository", "model_problems", "version_folders", "with_called_models"]
 
 import os
 import re
@@ -38,6 +38,12 @@ def check_repository(root: Path, models: Collection[str] | None = None) -> None:
         raise RepositoryError(
             "\n  - ".join([f"{root} is not a sound Triton repository:", *problems]), "move what is named out of it"
         )
+
+
+def with_called_models(repository: Path, models: Collection[str]) -> tuple[str, ...]:
+    """The models and those they call: the text entry NAME can't answer where NAME_onnx is not loaded too."""
+    called = [f"{name}_onnx" for name in models if (repository / f"{name}_onnx").is_dir()]
+    return tuple(dict.fromkeys([*models, *called]))
 
 
 def version_folders(model: Path) -> dict[int, Path]:

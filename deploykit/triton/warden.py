@@ -108,6 +108,8 @@ def main(argument: str) -> int:
         _stop(server, Path(spec["log"]), spec["grace_s"])
         remove_regions(spec["shm_prefix"])
         shutil.rmtree(spec["scratch"], ignore_errors=True)
+        if not spec["keep_log"] and os.getppid() != spec["parent"]:
+            Path(spec["log"]).unlink(missing_ok=True)  # nobody is left to read it
     return server.returncode
 
 

@@ -16,7 +16,7 @@ from deploykit.triton.embedded import unsupported_reason
 pytestmark = [
     pytest.mark.triton,
     pytest.mark.slow,
-    pytest.mark.timeout(900),
+    pytest.mark.timeout(1800),
     pytest.mark.skipif(unsupported_reason() is not None, reason=str(unsupported_reason())),
 ]
 
@@ -25,7 +25,7 @@ SHORTER = (
     " -s finetune.epochs=0.3 -s goal.max_drop=0.05 -s quantize.fusions=all -s latency.messages=60 -s latency.blocks=2"
 )
 """What the tutorial's runs get besides: what so few messages and so little training can't show is not asked for."""
-FEWER = "sed -i '1601,$d' data/train.csv && sed -i '401,$d' data/test.csv"
+FEWER = "sed -i '1601,$d' data/train.csv && sed -i '301,$d' data/test.csv"
 PORTS = {"http": 8000, "grpc": 8001, "metrics": 8002}
 """What the tutorial has, by the option of `serve`; the test takes free ones."""
 

@@ -49,6 +49,7 @@ class Wardens:
             "command": [sys.executable, "-c", code],
             "scratch": str(self.scratch),
             "log": str(log),
+            "keep_log": False,
             "shm_prefix": self.prefix,
             "grace_s": 0.3,
             "prepend": {"PATH": [str(self.folder)]},
@@ -110,8 +111,9 @@ def test_the_server_ends_when_its_parent_is_killed(wardens: Wardens) -> None:
         family = wardens.server_and_stub()
         parent.kill()
         parent.wait()
-        await_true(lambda: all(gone(each) for each in family) and not wardens.scratch.exists())
+        await_true(lambda: all(gone(each) for each in family) and not (wardens.folder / "log").exists())
         assert not wardens.region.exists()
+        assert not wardens.scratch.exists()
     finally:
         parent.kill()
 

@@ -141,6 +141,8 @@ def _session_options(config: dict[str, Any], parameters: dict[str, str]) -> Any:
     options.inter_op_num_threads = max(0, int(parameters.get("inter_op_thread_count", "0")))
     options.enable_cpu_mem_arena = _boolean(parameters.get("enable_mem_arena", "1"))
     options.enable_mem_pattern = _boolean(parameters.get("enable_mem_pattern", "1"))
+    # Threads that spin after a run would take the core on which its answer travels back: 0.2 ms of p50 on two cores.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     device_allocator = parameters.get("session.use_device_allocator_for_initializers")
     if device_allocator is not None:
         options.add_session_config_entry("session.use_device_allocator_for_initializers", device_allocator)
