@@ -31,13 +31,18 @@ lint: setup
 	$(BIN)/mypy
 
 bench: setup
-	$(BIN)/python benchmarks/banking77.py
-	$(BIN)/python benchmarks/serving.py
+	@test -n "$(TRAIN)" -a -n "$(TEST)" || { echo "make bench TRAIN=train.csv TEST=test.csv (BANKING77)"; exit 1; }
+	$(BIN)/python benchmarks/banking77.py --train $(TRAIN) --test $(TEST) --save
+	$(BIN)/python benchmarks/serving.py --model "$$(ls -dt .deploykit/store/quantize/*/ | head -1)" --test $(TEST) --save
 
 docs: setup
 	$(BIN)/python docs/generate_reference.py
 
+# onnxruntime and onnxruntime-gpu break each other, so this takes the first out of .venv; `make clean setup` brings it back.
 gpu-check: setup
+	$(BIN)/python -m pip uninstall --quiet --yes onnxruntime
+	$(BIN)/python -m pip install --quiet --force-reinstall --no-deps onnxruntime-gpu
+	$(BIN)/python -m pip install --quiet --editable '.[gpu,models]'
 	$(BIN)/python benchmarks/gpu_check.py
 
 clean:

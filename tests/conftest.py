@@ -208,7 +208,9 @@ def exported(
         if kind == "bert":
             checkpoint = request.getfixturevalue("trained")
         else:
-            checkpoint = tiny_checkpoint(kind, **({"n_layers": 1} if kind == "distilbert" else {"num_hidden_layers": 1}))
+            checkpoint = tiny_checkpoint(
+                kind, **({"n_layers": 1} if kind == "distilbert" else {"num_hidden_layers": 1})
+            )
         folder, events, programs = tmp_path_factory.mktemp(f"{kind}-onnx"), list[Event](), []
         real = to_onnx._exported
 

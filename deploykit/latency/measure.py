@@ -9,9 +9,10 @@ import dataclasses
 import json
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import psutil
@@ -85,8 +86,8 @@ def measure(
     Raises:
         LatencyError: there is nothing to time, or a target could not be run.
     """
-    if not targets or not messages:
-        raise LatencyError("there is nothing to time", "give at least one target and one message")
+    if not targets or not messages or blocks < 1:
+        raise LatencyError("there is nothing to time", "give at least one target, one message and one block")
     parts = np.array_split(np.arange(len(messages)), min(blocks, len(messages)))
     timed: dict[str, list[NDArray[np.float64]]] = {name: [] for name in targets}
     with contextlib.ExitStack() as stack:
@@ -115,43 +116,61 @@ def spread_over(messages: Sequence[Message], count: int) -> list[Message]:
 
 
 class _Worker:
-    def __init__(self, name: str, process: subprocess.Popen[str]) -> None:
-        self._name, self._process = name, process
+    def __init__(self, name: str, process: subprocess.Popen[str], errors: IO[bytes]) -> None:
+        self._name, self._process, self._errors = name, process, errors
 
-    def ask(self, order: Mapping[str, Any] | None) -> dict[str, Any]:
+    def ask(self, order: Mapping[str, Any]) -> dict[str, Any]:
         assert self._process.stdin is not None
-        assert self._process.stdout is not None
         try:
-            if order is not None:
-                self._process.stdin.write(json.dumps(order) + "\n")
-                self._process.stdin.flush()
-            line = self._process.stdout.readline()
-        except BrokenPipeError:
-            line = ""
-        if not line:
+            self._process.stdin.write(json.dumps(order) + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:  # it has ended; what it said before comes first
+            pass
+        reply = self._reply()
+        if reply is None:
             raise LatencyError(
-                f"the process that times {self._name} ended (exit status {self._process.wait()})",
-                "run it alone with `deploykit bench` to see why",
+                f"the process that times {self._name} ended (exit status {self._process.wait()}): {self._last_words()}",
+                "check that the model loads: `deploykit parity` and `deploykit ask` say more",
             )
-        reply: dict[str, Any] = json.loads(line)
         if "error" in reply:
             raise LatencyError(f"{self._name}: {reply['error']}", reply.get("hint"))
         return reply
+
+    def _reply(self) -> dict[str, Any] | None:
+        """The next line that is a reply; None at the end. What an interpreter prints as it starts is passed over."""
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            with contextlib.suppress(ValueError):
+                reply = json.loads(line)
+                if isinstance(reply, dict):
+                    return reply
+        return None
+
+    def _last_words(self) -> str:
+        self._errors.seek(0)
+        lines = self._errors.read().decode("utf-8", errors="replace").split("\n")
+        return next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
 
 
 @contextlib.contextmanager
 def _worker(name: str, target: Target) -> Iterator[_Worker]:
     command = [sys.executable, "-W", "ignore", "-m", "deploykit.latency.worker"]
-    # stderr to nowhere: what libraries warn of was heard when the model was first loaded.
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, encoding="utf-8"
-    ) as process:
-        worker = _Worker(name, process)
+    # What libraries warn of was heard when the model was first loaded: kept for the case that the process dies.
+    with (
+        tempfile.TemporaryFile() as errors,
+        subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, encoding="utf-8"
+        ) as process,
+    ):
+        worker = _Worker(name, process, errors)
         try:
             worker.ask(dataclasses.asdict(target))
             yield worker
         finally:
             process.kill()
+            if process.stdin is not None:
+                with contextlib.suppress(BrokenPipeError):  # what it did not live to read
+                    process.stdin.close()
 
 
 def _stolen(before: Any, after: Any) -> float:

@@ -87,7 +87,7 @@ def finetune_alone(
         trust_pickle: load pickled weights.
         listener: hears of progress.
     """
-    from deploykit.train.finetune import finetune
+    from deploykit.train.finetune import finetune, is_main_process
 
     reference = resolve_model(model, Path())
     if reference.location is None:
@@ -99,7 +99,9 @@ def finetune_alone(
     ]
     key = digest_json([reference.identity, settings.model_dump(mode="json"), task, seed, *rows])
     workspace = out.absolute().with_name(f"{out.name}.work") / key[:16]
-    with new_folder(out) as folder:
+    # Under torchrun one process writes; the others only train with it.
+    main = is_main_process()
+    with new_folder(out) if main else contextlib.nullcontext(workspace) as folder:
         result = finetune(
             reference.location,
             data,
@@ -111,7 +113,8 @@ def finetune_alone(
             trust_pickle=trust_pickle,
             listener=listener,
         )
-    shutil.rmtree(workspace.parent, ignore_errors=True)
+    if main:
+        shutil.rmtree(workspace.parent, ignore_errors=True)
     return result
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deploykit.artifacts.store import Draft
+from deploykit.errors import ParityError
 from deploykit.events import Listener, Progress, Warn, ignore
 from deploykit.machine import instruction_set
 from deploykit.parity.fidelity import TOLERANCES, Precision, compare_outputs, judge_labels, judge_tokenizer
@@ -27,7 +28,7 @@ from deploykit.parity.verdict import Verdict
 from deploykit.pipeline.context import Context
 from deploykit.pipeline.stages import package_settings
 from deploykit.runners import Target, infer_all, open_runner
-from deploykit.runners.tokenize import Encoder
+from deploykit.runners.tokenize import Encoder, max_length_from_folder
 from deploykit.tasks import Task
 from deploykit.triton.package import labels_from_folder
 
@@ -51,7 +52,7 @@ class ModelOutputs:
     answers: tuple[str, ...]
 
     def predictions(self, task: Task, targets: NDArray[Any] | None, *, with_outputs: bool = False) -> Predictions:
-        """As a parity report takes them; right where the *named* answer is the target's."""
+        """As a parity report takes them."""
         correct = None if targets is None else task.correct(self.outputs, targets)
         logits = {task.output: self.outputs[task.output]} if with_outputs else None
         return Predictions(self.answers, correct, logits)
@@ -152,16 +153,25 @@ def _named(outputs: dict[str, NDArray[Any]], task: Task, labels: Sequence[str]) 
     """A server names its answer itself; in process the labels do."""
     if "label" in outputs:
         return ModelOutputs(outputs, tuple(str(label) for label in outputs["label"]))
-    return ModelOutputs(outputs, tuple(answer.label for answer in task.answers(outputs, labels)))
+    try:
+        return ModelOutputs(outputs, tuple(answer.label for answer in task.answers(outputs, labels)))
+    except IndexError:
+        raise ParityError(
+            f"a model gives {outputs[task.output].shape[-1]} logits, and {len(labels)} labels have a name",
+            "write every label into id2label of its config.json",
+        ) from None
 
 
-def judge_forms(reference: Path, candidate: Path, texts: Sequence[str]) -> list[Verdict]:
-    """Whether two model folders name their labels alike and tokenize alike."""
+def judge_forms(
+    reference: Path, candidate: Path, texts: Sequence[str], *, tokenizers: tuple[Path, Path] | None = None
+) -> list[Verdict]:
+    """Whether two model folders name their labels alike and tokenize alike; `tokenizers` where they lie elsewhere."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(reference, trust_remote_code=False)
-    expected = tokenizer(list(texts), truncation=True)["input_ids"]
-    encoder = Encoder(candidate)
+    ours, theirs = tokenizers or (reference, candidate)
+    tokenizer = AutoTokenizer.from_pretrained(ours, trust_remote_code=False)
+    expected = tokenizer(list(texts), truncation=True, max_length=max_length_from_folder(ours))["input_ids"]
+    encoder = Encoder(theirs)
     found = [encoder.encode([text])["input_ids"][0].tolist() for text in texts]
     return [
         judge_labels(labels_from_folder(reference), labels_from_folder(candidate)),
@@ -283,10 +293,14 @@ def compare_models(
     """
     steps = _Steps("parity", 3 * len(texts), listener)
     singles = [[index] for index in range(len(texts))]
+    folders = [_named_folder(target) for target in (reference, candidate)]
+    # Each model's answers have the names that its own config.json gives them: a label permuted on the way is wrong
+    # though its logits are right.
+    own = labels if folders[1] is None else labels_from_folder(folders[1])
     first = run_target(reference, texts, task, labels, singles, steps)
-    second = run_target(candidate, texts, task, labels, singles, steps)
+    second = run_target(candidate, texts, task, own, singles, steps)
     # A graph that gets padding wrong answers single messages well.
-    together = run_target(candidate, texts, task, labels, _batches(len(texts), _SMALL_BATCH), steps)
+    together = run_target(candidate, texts, task, own, _batches(len(texts), _SMALL_BATCH), steps)
     padded = judge_flips(second.answers, together.answers, max_drop if max_flips is None else max_flips, confidence)
     checks = [replace(padded, check=f"answers in padded batches of {_SMALL_BATCH} against given singly")]
     if tolerance is not None:
@@ -295,10 +309,9 @@ def compare_models(
             {name: first.outputs[name]}, {name: together.outputs[name]}, tolerance, logits=(name,)
         )
         checks.append(replace(fidelity.verdict, check="numbers in padded batches"))
-    folders = [Path(target.location) for target in (reference, candidate) if target.kind != "triton"]
-    folders = [path if path.is_dir() else path.parent for path in folders]
-    if len(folders) == 2 and all((folder / "config.json").is_file() for folder in folders):
-        checks += judge_forms(folders[0], folders[1], texts)
+    if folders[0] is not None and folders[1] is not None:
+        elsewhere = Path(reference.tokenizer or folders[0]), Path(candidate.tokenizer or folders[1])
+        checks += judge_forms(folders[0], folders[1], texts, tokenizers=elsewhere)
     targets = None if label_texts is None else task.targets(label_texts, labels)
     if targets is None and max_flips is None:
         max_flips = max_drop
@@ -307,7 +320,6 @@ def compare_models(
         first.predictions(task, targets, with_outputs=True),
         replace(
             second.predictions(task, targets, with_outputs=True),
-            # A label permuted on the way is wrong though its logits are right: judge by name.
             correct=None if right is None else np.array([a == b for a, b in zip(second.answers, right, strict=True)]),
         ),
         texts,
@@ -321,6 +333,15 @@ def compare_models(
         confidence=confidence,
         checks=checks,
     )
+
+
+def _named_folder(target: Target) -> Path | None:
+    """The folder that says what the labels of a target in process are called."""
+    if target.kind == "triton":
+        return None
+    path = Path(target.location)
+    folder = path if path.is_dir() else path.parent
+    return folder if (folder / "config.json").is_file() else None
 
 
 class _Steps:

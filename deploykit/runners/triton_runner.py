@@ -38,7 +38,8 @@ class TritonRunner:
 
     def __enter__(self) -> Self:
         """Connects; ServerError where there is no server, RequestError where it does not have the model."""
-        self._client = TritonClient(str(self._address))
+        # No retries: they would be measured as latency, and hide what the server refused.
+        self._client = TritonClient(str(self._address), retries=False)
         try:
             self._client.metadata(self._model)
             if not self._client.ready(self._model):

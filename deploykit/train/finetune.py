@@ -100,7 +100,7 @@ def finetune(
             for name, table in (("train", data.train), ("validation", data.validation))
         }
         steps_per_epoch = math.ceil(
-            len(splits["train"]) / (settings.batch_size * settings.gradient_accumulation * _world_size())
+            len(splits["train"]) / (settings.batch_size * settings.gradient_accumulation * _processes().num_processes)
         )
         total = math.ceil(steps_per_epoch * settings.epochs)
         watch = _watch(steps_per_epoch, total, task.metric, listener)
@@ -145,9 +145,7 @@ def finetune(
 
 def is_main_process() -> bool:
     """Whether this process is the one that writes; under `torchrun` several train together."""
-    from accelerate import PartialState
-
-    return bool(PartialState().is_main_process)
+    return bool(_processes().is_main_process)
 
 
 _DROPOUTS = (
@@ -208,7 +206,7 @@ def _arguments(settings: Finetune, task: Task, workspace: Path, *, seed: int, to
         label_smoothing_factor=settings.label_smoothing,
         optim=_optimizer(settings.optimizer),
         bf16=precision == "bf16",
-        use_cpu=precision == "bf16" and not torch.cuda.is_available(),  # else bf16 is taken for a mistake there
+        use_cpu=_on_cpu(),  # else bf16 is taken for a mistake there, and torchrun's processes train each alone
         fp16=precision == "fp16",
         eval_strategy="epoch",
         save_strategy="epoch",
@@ -285,14 +283,17 @@ def _freeze(network: Any, settings: Finetune) -> None:
             value.requires_grad = False
 
 
-def _world_size() -> int:
-    import torch
-
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return int(torch.distributed.get_world_size())
+def _processes() -> Any:
+    """The processes that train together: accelerate's view, which counts those on CPUs only where it is told to."""
     from accelerate import PartialState
 
-    return int(PartialState().num_processes)
+    return PartialState(cpu=_on_cpu())
+
+
+def _on_cpu() -> bool:
+    import torch
+
+    return not torch.accelerator.is_available()
 
 
 def _printer() -> Any:

@@ -62,6 +62,21 @@ class ServerUrls:
     metrics: str | None = None
 
 
+@dataclass(frozen=True)
+class _Traces:
+    """What a start leaves outside the server's process, to be removed when it stops."""
+
+    scratch: Path
+    log: Path
+    shm_prefix: str
+
+    def remove(self, *, keep_log: bool) -> None:
+        remove_regions(self.shm_prefix)
+        shutil.rmtree(self.scratch, ignore_errors=True)
+        if not keep_log:
+            self.log.unlink(missing_ok=True)
+
+
 class EmbeddedServer:
     """A Triton server on loopback that serves a model repository while the context lasts.
 
@@ -93,12 +108,10 @@ class EmbeddedServer:
         self._models = None if models is None else tuple(models)
         self._asked_ports = (http_port, grpc_port, metrics_port)
         self._kept_log = None if log is None else log.absolute()
-        self._log = Path()
         self._installation = installation
         self._start_timeout_s = start_timeout_s
         self._warden: subprocess.Popen[bytes] | None = None
-        self._shm_prefix = ""
-        self._scratch = Path()
+        self._traces: _Traces | None = None
         self._ports = self._asked_ports
 
     @property
@@ -121,8 +134,8 @@ class EmbeddedServer:
 
         It ends too when a stub, the process of a Python model, dies: Triton would go on to call itself ready.
         """
-        if self._warden is not None and self._warden.poll() is not None:
-            raise self._why_it_ended()
+        if self._traces is not None and not self.running:
+            raise self._why_it_ended(self._traces)
 
     def __enter__(self) -> Self:
         self.start()
@@ -152,12 +165,13 @@ class EmbeddedServer:
         for attempt in range(1, _ATTEMPTS + 1):
             self._ports = _free_ports(*self._asked_ports)
             try:
-                self._launch(self._installation)
-                self._await_ready()
+                self._traces = self._leave_traces()
+                self._launch(self._installation, self._traces)
+                self._await_ready(self._traces)
                 return
-            except _PortTakenError as error:  # someone took a free port between our look and the server's bind
+            except _PassingError as error:
                 self.stop()
-                if attempt == _ATTEMPTS or 0 not in self._asked_ports:
+                if attempt == _ATTEMPTS:
                     raise ServerError(error.message, hint=error.hint) from error
             except BaseException:
                 self.stop()
@@ -166,42 +180,43 @@ class EmbeddedServer:
     def stop(self) -> None:
         """Stops the server, by SIGKILL where SIGTERM is not enough; nothing of it stays. May be called twice."""
         warden, self._warden = self._warden, None
-        if warden is None:
-            return
-        if warden.poll() is None:
-            warden.terminate()
-        try:
-            warden.wait(_GRACE_S + 10.0)
-        except subprocess.TimeoutExpired:
-            warden.kill()  # the server's death signal follows
-            warden.wait()
-        remove_regions(self._shm_prefix)
-        shutil.rmtree(self._scratch, ignore_errors=True)
-        if self._kept_log is None:
-            self._log.unlink(missing_ok=True)
+        if warden is not None:
+            if warden.poll() is None:
+                warden.terminate()
+            try:
+                warden.wait(_GRACE_S + 10.0)
+            except subprocess.TimeoutExpired:
+                warden.kill()  # the server's death signal follows
+                warden.wait()
+        traces, self._traces = self._traces, None
+        if traces is not None:
+            traces.remove(keep_log=self._kept_log is not None)
 
-    def _launch(self, installation: Installation) -> None:
-        self._scratch = Path(tempfile.mkdtemp(prefix="deploykit-triton-"))
-        self._log = self._kept_log or self._scratch.with_suffix(".log")
-        self._log.parent.mkdir(parents=True, exist_ok=True)
-        self._shm_prefix = f"deploykit_{secrets.token_hex(8)}_"
-        _lay_out(self._scratch, installation, self._repository)
+    def _leave_traces(self) -> _Traces:
+        scratch = Path(tempfile.mkdtemp(prefix="deploykit-triton-"))
+        log = self._kept_log or scratch.with_suffix(".log")
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.write_bytes(b"")
+        return _Traces(scratch, log, f"deploykit_{secrets.token_hex(8)}_")
+
+    def _launch(self, installation: Installation, traces: _Traces) -> None:
+        _lay_out(traces.scratch, installation, self._repository)
         spec = {
             "parent": os.getpid(),
-            "command": self._command(installation),
-            "scratch": str(self._scratch),
-            "log": str(self._log),
+            "command": self._command(installation, traces),
+            "scratch": str(traces.scratch),
+            "log": str(traces.log),
             "keep_log": self._kept_log is not None,
-            "shm_prefix": self._shm_prefix,
+            "shm_prefix": traces.shm_prefix,
             "grace_s": _GRACE_S,
             "prepend": {
-                "PATH": [str(self._scratch / "bin")],
+                "PATH": [str(traces.scratch / "bin")],
                 "LD_LIBRARY_PATH": [str(installation.libraries), str(libpython_folder())],
             },
             "environment": _SERVER_ENVIRONMENT,
         }
         warden = Path(__file__).with_name("warden.py")
-        with self._log.open("wb") as log:
+        with traces.log.open("ab") as log:
             self._warden = subprocess.Popen(
                 [sys.executable, "-I", "-S", str(warden), json.dumps(spec)],
                 stdin=subprocess.DEVNULL,
@@ -210,16 +225,16 @@ class EmbeddedServer:
                 start_new_session=True,
             )
 
-    def _command(self, installation: Installation) -> list[str]:
+    def _command(self, installation: Installation, traces: _Traces) -> list[str]:
         http_port, grpc_port, metrics_port = self._ports
         return [
             str(installation.binary),
-            f"--model-repository={self._scratch / 'repository'}",
-            f"--backend-directory={self._scratch / 'backends'}",
+            f"--model-repository={traces.scratch / 'repository'}",
+            f"--backend-directory={traces.scratch / 'backends'}",
             "--model-control-mode=explicit",
             *(f"--load-model={name}" for name in (self._models if self._models is not None else ("*",))),
             "--disable-auto-complete-config",
-            f"--backend-config=python,shm-region-prefix-name={self._shm_prefix}",
+            f"--backend-config=python,shm-region-prefix-name={traces.shm_prefix}",
             f"--backend-config=python,stub-timeout-seconds={math.ceil(self._start_timeout_s)}",
             f"--http-address={_LOOPBACK}",
             f"--http-port={http_port}",
@@ -231,41 +246,44 @@ class EmbeddedServer:
             "--exit-timeout-secs=3",
         ]
 
-    def _await_ready(self) -> None:
+    def _await_ready(self, traces: _Traces) -> None:
         deadline = time.monotonic() + self._start_timeout_s
         while time.monotonic() < deadline:
             if not self.running:
-                raise self._why_it_ended()
-            if self._answers_ready():
+                raise self._why_it_ended(traces)
+            if self._answers_ready(traces):
                 return
             time.sleep(0.02)
         raise ServerError(f"the Triton server was not ready after {self._start_timeout_s:.0f} s", hint=self._hint())
 
-    def _answers_ready(self) -> bool:
+    def _answers_ready(self, traces: _Traces) -> bool:
         # Only after the server said that it listens: before, another process might answer on that port.
-        if b"Started Metrics Service at" not in self._log.read_bytes():  # the last of the three
+        if b"Started Metrics Service at" not in traces.log.read_bytes():  # the last of the three
             return False
         http_port, _, metrics_port = self._ports
         return _answers(http_port, "/v2/health/ready") and _answers(metrics_port, "/metrics")
 
-    def _why_it_ended(self) -> ServerError:
-        text = self._log.read_text(encoding="utf-8", errors="replace")
-        text = text.replace(str(self._scratch / "repository"), str(self._repository))
+    def _why_it_ended(self, traces: _Traces) -> ServerError:
+        text = traces.log.read_text(encoding="utf-8", errors="replace")
+        text = text.replace(str(traces.scratch / "repository"), str(self._repository))
         said = [_first_line(line) for line in _ERRORS.findall(text) if not any(known in line for known in _NOISE)]
         said = said or [_first_line(text.strip().rpartition("\n")[2])]
         message = f"the Triton server ended: {'; '.join(dict.fromkeys(said))}"
         if "already in use" in message:
-            return _PortTakenError(message, hint="choose another port, or 0 for a free one")
-        return ServerError(message, hint=self._hint())
+            # Someone took a free port between our look and the server's bind; a port that was named stays taken.
+            kind = _PassingError if 0 in self._asked_ports else ServerError
+            return kind(message, hint="choose another port, or 0 for a free one")
+        # A race between stubs that start at the same time, seen on an overloaded machine; Triton's issue 8882 is alike.
+        return (_PassingError if "lock_exception" in text else ServerError)(message, hint=self._hint())
 
     def _hint(self) -> str:
         return (
-            f"the server's log has more: {self._log}" if self._kept_log else "name a log file to see all that it said"
+            f"the server's log has more: {self._kept_log}" if self._kept_log else "name a log file to see all it said"
         )
 
 
-class _PortTakenError(ServerError):
-    """The server found a port taken."""
+class _PassingError(ServerError):
+    """The server could not start for a reason that another attempt may not meet."""
 
 
 _ERRORS = re.compile(r"^(?:E\d{4} [^\]]*\]|\[libprotobuf ERROR [^\]]*\]|error:) (.*)$", re.MULTILINE)

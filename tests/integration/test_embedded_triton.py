@@ -28,7 +28,7 @@ from deploykit.errors import RequestError, ServerError
 from deploykit.runners.base import Target
 from deploykit.runners.triton_client import Rejected, TritonClient
 from deploykit.runners.triton_runner import TritonRunner
-from deploykit.triton import entries
+from deploykit.triton import embedded, entries
 from deploykit.triton.config import DynamicBatching, Tensor, tensor_model_config, text_model_config, write_config
 from deploykit.triton.embedded import EmbeddedServer, ensure_installed, unsupported_reason
 from deploykit.triton.engines import open_server
@@ -153,9 +153,14 @@ def await_true(condition: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
-def regions(server: EmbeddedServer) -> list[Path]:
-    assert server._shm_prefix.startswith("deploykit_")
-    return list(SHARED_MEMORY.glob(f"{server._shm_prefix}*"))
+def traces(server: EmbeddedServer) -> Any:
+    assert server._traces is not None
+    return server._traces
+
+
+def regions(left: Any) -> list[Path]:
+    assert left.shm_prefix.startswith("deploykit_")
+    return list(SHARED_MEMORY.glob(f"{left.shm_prefix}*"))
 
 
 def processes(server: EmbeddedServer) -> list[psutil.Process]:
@@ -316,27 +321,44 @@ def test_the_repository_stays_as_it_is_and_nothing_is_left(repository: Path, tmp
     log = tmp_path / "log"
     with open_server("embedded", repository, ["intents", "intents_onnx"], log=log) as running:
         assert isinstance(running, EmbeddedServer)
-        family = processes(running)
-        assert len(regions(running)) == 2
+        family, left = processes(running), traces(running)
+        assert len(regions(left)) == 2
         with TritonClient(str(running.urls.grpc)) as client:
             client.ask("intents", ["hello"])
             assert not client.ready("slow")
     assert digests(repository) == before
-    assert regions(running) == []
+    assert regions(left) == []
     assert all(gone(process) for process in family)
-    assert not running._scratch.exists()
+    assert not left.scratch.exists()
     assert "Started HTTPService" in log.read_text()
 
 
-def test_a_model_that_fails_to_load_is_named_in_the_servers_words(repository: Path, tmp_path: Path) -> None:
+def test_a_model_that_fails_to_load_is_named_in_the_servers_words(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     broken = tmp_path / "repository"
     shutil.copytree(repository / "intents_onnx", broken / "intents_onnx")
     (broken / "intents_onnx" / "1" / "model.onnx").write_bytes(b"no model")
+    left: list[Any] = []
+    remove = embedded._Traces.remove
+    monkeypatch.setattr(embedded._Traces, "remove", lambda self, **kwargs: left.append(self) or remove(self, **kwargs))
     failing = EmbeddedServer(broken)
     with pytest.raises(ServerError, match=r"failed to load 'intents_onnx' version 1: .*INVALID_PROTOBUF"):
         failing.start()
     assert not failing.running
-    assert regions(failing) == []
+    assert regions(left[0]) == []
+    assert not left[0].scratch.exists()
+    assert not left[0].log.exists()
+
+
+@pytest.mark.skipif(shutil.which("nvidia-smi") is not None, reason="this machine may have a GPU")
+def test_row_46_a_gpu_instance_without_a_gpu_is_refused_before_it_loads(repository: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "repository"
+    shutil.copytree(repository / "intents_onnx", broken / "intents_onnx")
+    config = broken / "intents_onnx" / "config.pbtxt"
+    config.write_text(config.read_text().replace("KIND_CPU", "KIND_GPU"))
+    with pytest.raises(ServerError, match="KIND_GPU but no GPUs are available"):
+        EmbeddedServer(broken).start()
 
 
 def test_a_model_that_is_not_there_is_named(repository: Path) -> None:
@@ -355,8 +377,6 @@ def test_a_python_model_that_ends_at_once_is_an_error(repository: Path, tmp_path
 def test_row_50_a_port_taken_after_the_look_is_named(
     repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from deploykit.triton import embedded
-
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         free = embedded._free_ports(0, 0, 0)
@@ -370,7 +390,7 @@ def test_row_50_a_port_taken_after_the_look_is_named(
 @pytest.mark.parametrize("model", ["intents", "intents_onnx"])
 def test_row_56_a_dead_stub_ends_the_server_and_leaves_nothing(repository: Path, model: str) -> None:
     with EmbeddedServer(repository, ["intents", "intents_onnx"]) as running:
-        family = processes(running)
+        family, left = processes(running), traces(running)
         (stub,) = (each for each in family if f"/{model}/" in " ".join(each.cmdline()) and "stub" in each.cmdline()[0])
         stub.kill()
         await_true(lambda: not running.running)
@@ -379,19 +399,19 @@ def test_row_56_a_dead_stub_ends_the_server_and_leaves_nothing(repository: Path,
         with TritonClient(str(running.urls.grpc)) as client, pytest.raises(ServerError, match="no server listens"):
             client.ready(model)
         await_true(lambda: all(gone(process) for process in family))
-        assert regions(running) == []
+        assert regions(left) == []
 
 
 def test_a_killed_server_is_noticed_and_leaves_nothing(repository: Path) -> None:
     with EmbeddedServer(repository, ["intents_onnx"]) as running:
         running.raise_if_ended()
-        family = processes(running)
+        family, left = processes(running), traces(running)
         family[1].kill()
         await_true(lambda: not running.running)
         with pytest.raises(ServerError, match="the Triton server ended"):
             running.raise_if_ended()
     assert all(gone(process) for process in family)
-    assert regions(running) == []
+    assert regions(left) == []
 
 
 def test_the_server_does_not_outlive_a_killed_parent(repository: Path, tmp_path: Path) -> None:
@@ -399,7 +419,7 @@ def test_the_server_does_not_outlive_a_killed_parent(repository: Path, tmp_path:
         "import pathlib, sys, time\n"
         "from deploykit.triton.embedded import EmbeddedServer\n"
         "with EmbeddedServer(pathlib.Path(sys.argv[1]), ['intents_onnx']) as server:\n"
-        "    print(server._shm_prefix, flush=True)\n"
+        "    print(server._traces.shm_prefix, flush=True)\n"
         "    time.sleep(300)\n"
     )
     command = [sys.executable, "-c", code, str(repository)]

@@ -608,3 +608,23 @@ def test_a_connection_that_ends_is_a_server_error() -> None:
             pytest.raises(ServerError),
         ):
             client.ask("intents", ["hello"])
+
+
+def test_row_57_the_runner_passes_a_rejection_on_at_once(url: str, model: FakeModel) -> None:
+    model.script = [fail(503, "Exceeds maximum queue size")]
+    with TritonRunner(Target("triton", f"{url}/intents")) as runner, pytest.raises(Rejected):
+        runner.infer(["hello"])
+    assert model.requests == 1
+
+
+def test_the_runner_tells_a_malformed_reply(url: str, model: FakeModel) -> None:
+    model.outputs = [
+        ("label", "BYTES", [1, 1], framed([b"a"])),
+        ("score", "FP32", [1, 1], FLOAT),
+        ("logits", "FP32", [2, 1], FLOAT * 2),
+    ]
+    with (
+        TritonRunner(Target("triton", f"{url}/intents")) as runner,
+        pytest.raises(RequestError, match="output logits has 2 rows for 1 messages"),
+    ):
+        runner.infer(["hello"])

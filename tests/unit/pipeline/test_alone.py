@@ -1,0 +1,263 @@
+"""One stage on files of one's own: what is written, what is refused, what an interrupted one leaves behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from deploykit.errors import LatencyError, TrainingError, UsageError
+from deploykit.events import Progress
+from deploykit.latency.measure import Samples
+from deploykit.pipeline import alone, stages
+from deploykit.pipeline.alone import bench_alone, finetune_alone, new_folder, quantize_alone
+from deploykit.recipe import Finetune, Quantize
+from deploykit.runners import Target, infer_all, open_runner
+
+SETTINGS = Finetune(epochs=1, batch_size=16, learning_rate=1e-3)
+
+
+# --- folders ---
+
+
+def test_a_new_folder_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
+    out = tmp_path / "deep" / "out"
+    with pytest.raises(RuntimeError), new_folder(out) as folder:
+        (folder / "half").touch()
+        raise RuntimeError
+    assert not out.exists()
+    assert list(out.parent.iterdir()) == []  # no scratch left
+    out.mkdir()  # an empty one is no obstacle
+    with new_folder(out) as folder:
+        (folder / "whole").touch()
+        assert list(out.iterdir()) == []
+    assert [path.name for path in out.iterdir()] == ["whole"]
+
+
+@pytest.mark.parametrize("make", [lambda out: out.touch(), lambda out: (out.mkdir(), (out / "file").touch())])
+def test_a_folder_that_is_there_is_refused(make: Callable[[Path], object], tmp_path: Path) -> None:
+    make(tmp_path / "out")
+    with pytest.raises(UsageError, match="is there already"), new_folder(tmp_path / "out"):
+        pytest.fail("the block must not run")
+
+
+# --- finetune ---
+
+
+@pytest.fixture
+def finetune(tiny_checkpoint: Callable[..., Path], toy_data: Any, write_csv: Any, tmp_path: Path) -> Callable[..., Any]:
+    """Fine-tunes on 64 rows of a file, a quarter of them held out."""
+
+    def call(settings: Finetune = SETTINGS, rows: int = 64, seed: int = 0, **more: Any) -> Any:
+        train = write_csv(tmp_path / f"train-{rows}.csv", toy_data.train.take(range(rows)))
+        model = tiny_checkpoint("bert", num_hidden_layers=1, initializer_range=0.05)
+        return finetune_alone(
+            str(model), tmp_path / "out", settings, train=str(train), validation=0.25, columns=("text", "label"),
+            task="text-classification", seed=seed, **more,
+        )  # fmt: skip
+
+    return call
+
+
+def interrupt(event: Any) -> None:
+    if isinstance(event, Progress) and event.done == 2:
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_file_and_a_folder_become_a_checkpoint_folder(finetune: Any, tmp_path: Path) -> None:
+    result = finetune()
+    assert result.steps == 3
+    out = tmp_path / "out"
+    assert {path.name for path in out.iterdir()} >= {"model.safetensors", "config.json", "tokenizer.json"}
+    assert json.loads((out / "config.json").read_text())["id2label"]["0"] == "cancel"
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "train-64.csv"}  # no workspace, no scratch
+    with pytest.raises(UsageError, match="is there already"):
+        finetune()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+def test_row_29_an_interrupted_one_goes_on(finetune: Any, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        finetune(listener=interrupt)
+    assert not (tmp_path / "out").exists()
+    assert finetune().resumed_from == 2
+    assert not (tmp_path / "out.work").exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+@pytest.mark.parametrize(
+    "change",
+    [{"settings": SETTINGS.model_copy(update={"learning_rate": 2e-3})}, {"rows": 48}, {"seed": 1}],
+    ids=["settings", "data", "seed"],
+)
+def test_row_27_changed_data_or_settings_are_run_anew(change: dict[str, Any], finetune: Any) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        finetune(listener=interrupt)
+    assert finetune(**change).resumed_from == 0
+
+
+def test_row_31_a_failed_one_leaves_no_folder(finetune: Any, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="not a number at step"):
+        finetune(SETTINGS.model_copy(update={"learning_rate": 1e30, "warmup": 0.0}))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_train_together_and_one_writes(
+    tiny_checkpoint: Callable[..., Path], toy_data: Any, write_csv: Any, tmp_path: Path
+) -> None:
+    train = write_csv(tmp_path / "train.csv", toy_data.train)
+    model = tiny_checkpoint("bert", initializer_range=0.05)
+    out = tmp_path / "out"
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--local-ranks-filter", "0",
+        "-m", "deploykit", "finetune", str(model), "--train", str(train), "--validation", "0.25", "-o", str(out), "--json",
+        "--epochs", "6", "--batch-size", "16", "--learning-rate", "5e-3", "--no-freeze-embeddings",
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["steps"] == 6 * 12  # 384 rows, 16 on each of two
+    assert result["metrics"]["accuracy"] >= 0.9
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "train.csv"}
+    texts = list(toy_data.test.texts)
+    with open_runner(Target("torch", str(out), threads=1)) as runner:
+        logits = infer_all(runner, texts, [list(range(len(texts)))])["logits"]
+    found = [toy_data.label_names[index] for index in logits.argmax(axis=1)]
+    assert np.mean([a == b for a, b in zip(found, toy_data.test.labels, strict=True)]) >= 0.9
+
+
+# --- quantize ---
+
+
+@pytest.fixture
+def timed(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    """In place of timing: the milliseconds of each variant; 5 where it is not named."""
+    milliseconds: dict[str, float] = {}
+
+    def measure(targets: dict[str, Target], messages: list[str], **settings: Any) -> dict[str, Samples]:
+        return {name: Samples(name, (np.full(4, milliseconds.get(name, 5.0)),)) for name in targets}
+
+    monkeypatch.setattr("deploykit.latency.measure.measure", measure)
+    return milliseconds
+
+
+@pytest.fixture
+def quantize(exported: Callable[[str], Any], toy_data: Any, write_csv: Any, tmp_path: Path) -> Callable[..., Any]:
+    data = write_csv(tmp_path / "data.csv", toy_data.train.take(range(128)))
+
+    def call(
+        model: Path | None = None, max_drop: float = 0.02, listener: Any = lambda event: None, **settings: Any
+    ) -> Any:
+        return quantize_alone(
+            model or exported("bert").folder, tmp_path / "out", Quantize(**settings), data=str(data),
+            columns=("text", "label"), max_drop=max_drop, task="text-classification", seed=0, listener=listener,
+        )  # fmt: skip
+
+    return call
+
+
+def test_the_fastest_way_to_quantize_wins(quantize: Any, timed: dict[str, float], tmp_path: Path) -> None:
+    timed["int8_static-split"] = 1.0
+    outcome, info = quantize()
+    assert info["variant"] == "int8_static-split"
+    assert outcome.startswith("int8_static-split: 2 QAttention, 8 MatMulInteger, 0 products in float")
+    assert len(info["candidates"]) == 5
+    assert info["candidates"]["int8_static-split"]["p50_ms"] == 1.0
+    assert info["candidates"]["int8_dynamic-plain"]["products"] == {"MatMulInteger": 14}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "model.onnx", "config.json", "tokenizer.json", "tokenizer_config.json"
+    }  # fmt: skip
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "data.csv"}
+    json.dumps(info)  # it goes into the manifest
+
+
+def test_a_fast_one_that_loses_too_much_does_not_win(
+    quantize: Any, timed: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed |= {"int8_static-split": 1.0, "int8_dynamic-plain": 2.0}
+    logits = stages._logits
+
+    def spoiled(folder: Path, texts: Any) -> Any:
+        found = logits(folder, texts)
+        return {name: -values for name, values in found.items()} if folder.name == "int8_static-split" else found
+
+    monkeypatch.setattr(stages, "_logits", spoiled)
+    _, info = quantize()
+    assert info["variant"] == "int8_dynamic-plain"
+    assert info["candidates"]["int8_static-split"]["validation_drop"] > 0.5
+
+
+def test_where_all_lose_too_much_the_best_is_kept_with_a_warning(
+    quantize: Any, timed: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logits = stages._logits
+
+    def spoiled(folder: Path, texts: Any) -> Any:
+        values = logits(folder, texts)["logits"]
+        rows = {"int8_dynamic-fused": 10, "int8_static-fused": 30}.get(folder.name, 0)
+        return {"logits": np.concatenate([-values[:rows], values[rows:]])}
+
+    monkeypatch.setattr(stages, "_logits", spoiled)
+    said: list[Any] = []
+    _, info = quantize(fusions="all", listener=said.append)
+    assert info["variant"] == "int8_dynamic-fused"
+    assert any("loses more than 1.00% on validation; kept int8_dynamic-fused" in str(event) for event in said)
+
+
+@pytest.mark.parametrize(
+    ("settings", "variant"),
+    [
+        ({"scheme": "fp16"}, "fp16-fused"),
+        ({"scheme": "int8_static", "fusions": "none"}, "int8_static-plain"),
+        ({"scheme": "int8_dynamic", "fusions": "all"}, "int8_dynamic-fused"),
+        ({"scheme": "none"}, "fp32"),
+    ],
+)
+def test_a_scheme_that_leaves_one_way_is_not_timed(
+    settings: dict[str, str], variant: str, quantize: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def measure(*arguments: Any, **more: Any) -> None:
+        raise LatencyError("must not be timed")
+
+    monkeypatch.setattr("deploykit.latency.measure.measure", measure)
+    _, info = quantize(**settings)
+    assert info["variant"] == variant
+    assert (tmp_path / "out" / "model.onnx").is_file()
+    assert not (tmp_path / "out" / "plain.onnx").exists()
+
+
+# --- bench ---
+
+
+def test_bench_takes_messages_evenly_from_the_file(
+    exported: Callable[[str], Any], toy_data: Any, write_csv: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    given: dict[str, Any] = {}
+
+    def measure(targets: dict[str, Target], messages: list[str], **settings: Any) -> dict[str, Samples]:
+        given.update(targets=targets, messages=messages, **settings)
+        return {}
+
+    monkeypatch.setattr(alone, "measure", measure)
+    source = exported("bert")
+    bare = tmp_path / "bare.onnx"
+    shutil.copy2(source.folder / "model.onnx", bare)
+    bench_alone(
+        [str(source.folder), str(bare)], data=str(write_csv(tmp_path / "test.csv", toy_data.test)), text="text",
+        messages=100, blocks=3, warmup=7, threads=2, tokenizer=source.folder, task="text-classification",
+    )  # fmt: skip
+    assert given["messages"] == list(toy_data.test.texts[::4])
+    assert (given["blocks"], given["warmup"]) == (3, 7)
+    whole, file = given["targets"].values()
+    assert (whole.threads, whole.tokenizer) == (2, None)
+    assert file.tokenizer == str(source.folder)
