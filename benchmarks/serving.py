@@ -2,8 +2,8 @@
 
     python benchmarks/serving.py --model INT8_FOLDER --test test.csv
 
-The naive layout is the same ONNX file behind an ensemble: a Python model that tokenizes with transformers' fast
-tokenizer library one request at a time, then the ONNX model, no batching. Both layouts are served by the same Triton in
+The naive layout is the same ONNX file behind an ensemble: a Python model that tokenizes one request at a time, the ONNX
+model, and a Python model that turns logits into the label; no batching. Both layouts are served by the same Triton in
 the same run and measured in alternating blocks by the same light client, a process of its own. Two clients' worth of
 cores is all there is: client, server and model share them.
 """
@@ -56,6 +56,28 @@ class TritonPythonModel:
             ids = np.array([self.tokenizer.encode(text).ids], dtype=np.int64)
             tensors = [pb_utils.Tensor("input_ids", ids), pb_utils.Tensor("attention_mask", np.ones_like(ids))]
             responses.append(pb_utils.InferenceResponse(output_tensors=tensors))
+        return responses
+"""
+NAIVE_LABELS = """
+import json
+from pathlib import Path
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+class TritonPythonModel:
+    def initialize(self, args):
+        self.labels = json.loads((Path(__file__).resolve().parent / "entry.json").read_text())["labels"]
+
+    def execute(self, requests):
+        responses = []
+        for request in requests:
+            logits = pb_utils.get_input_tensor_by_name(request, "logits").as_numpy()[0]
+            scores = np.exp(logits - logits.max())
+            scores /= scores.sum()
+            best = int(scores.argmax())
+            label = pb_utils.Tensor("label", np.array([[self.labels[best].encode()]], dtype=np.object_))
+            score = pb_utils.Tensor("score", scores[best].reshape(1, 1).astype(np.float32))
+            responses.append(pb_utils.InferenceResponse(output_tensors=[label, score]))
         return responses
 """
 OURS, NAIVE = "ours", "naive"
@@ -153,7 +175,7 @@ def _drive(
         "address": url.split("://")[1],
         "model": name,
         "texts": texts[:1000],
-        "outputs": ["label", "score"] if name == OURS else ["logits"],
+        "outputs": ["label", "score"],
         "clients": clients,
         "seconds": seconds,
     }
@@ -248,16 +270,30 @@ def _add_naive(model: Path, repository: Path) -> None:
     (folder / "config.pbtxt").write_text(
         f'name: "naive_tokenizer"\nbackend: "python"\nmax_batch_size: 64\n{text}{outputs}', encoding="utf-8"
     )
+    folder = repository / "naive_labels"
+    (folder / "1").mkdir(parents=True)
+    (folder / "1" / "model.py").write_text(NAIVE_LABELS, encoding="utf-8")
+    shutil.copyfile(repository / OURS / "1" / "entry.json", folder / "1" / "entry.json")
+    answer = (
+        'output { name: "label" data_type: TYPE_STRING dims: [1] }\n'
+        'output { name: "score" data_type: TYPE_FP32 dims: [1] }\n'
+    )
+    logits = f'input {{ name: "logits" data_type: TYPE_FP32 dims: [{labels}] }}\n'
+    (folder / "config.pbtxt").write_text(
+        f'name: "naive_labels"\nbackend: "python"\nmax_batch_size: 64\n{logits}{answer}', encoding="utf-8"
+    )
     tokens = "".join(f'output_map {{ key: "{name}" value: "{name}" }}\n' for name in names)
     ids = "".join(f'input_map {{ key: "{name}" value: "{name}" }}\n' for name in names)
     ensemble = (
         f'name: "{NAIVE}"\nplatform: "ensemble"\nmax_batch_size: 64\n{text}'
-        f'output {{ name: "logits" data_type: TYPE_FP32 dims: [{labels}] }}\n'
+        f"{answer}"
         "ensemble_scheduling {\n"
         'step { model_name: "naive_tokenizer" model_version: -1 input_map { key: "text" value: "text" }'
         f"{tokens} }}\n"
         f'step {{ model_name: "naive_onnx" model_version: -1 {ids}'
-        'output_map { key: "logits" value: "logits" } }\n}\n'
+        'output_map { key: "logits" value: "logits" } }\n'
+        'step { model_name: "naive_labels" model_version: -1 input_map { key: "logits" value: "logits" }'
+        'output_map { key: "label" value: "label" } output_map { key: "score" value: "score" } }\n}\n'
     )
     text_format.Parse(ensemble, ModelConfig())  # well-formed
     (repository / NAIVE / "1").mkdir(parents=True)

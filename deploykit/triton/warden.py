@@ -74,13 +74,13 @@ def _stop(server: subprocess.Popen[bytes], log: Path, grace_s: float) -> None:
 
 def _dead_stubs(server: int) -> set[str]:
     """The server's children that have died and that it has not noticed: it would go on to call itself ready."""
-    dead = set()
-    for listing in Path(f"/proc/{server}/task").glob("*/children"):
-        with contextlib.suppress(OSError):  # the thread, or the child, is gone meanwhile
-            for child in listing.read_text().split():
-                state = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0]
-                if state == "Z":
-                    dead.add(child)
+    dead: set[str] = set()
+    with contextlib.suppress(OSError):  # the server is gone
+        for thread in os.listdir(f"/proc/{server}/task"):
+            with contextlib.suppress(OSError):  # the thread, or its child, is gone
+                for child in Path(f"/proc/{server}/task/{thread}/children").read_text().split():
+                    if Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                        dead.add(child)
     return dead
 
 
@@ -95,8 +95,10 @@ def main(argument: str) -> int:
         dead: set[str] = set()
         while server.poll() is None and os.getppid() == spec["parent"]:
             received = signal.sigtimedwait(_AWAITED, _CHECK_S)
-            if received is not None and received.si_signo != signal.SIGCHLD:
-                break
+            if received is not None:
+                if received.si_signo != signal.SIGCHLD:
+                    break
+                continue
             # Dead at two looks: one that the server ends itself is a zombie for a moment too.
             before, dead = dead, _dead_stubs(server.pid)
             if before & dead:

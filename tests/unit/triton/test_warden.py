@@ -8,6 +8,7 @@ import secrets
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -158,3 +159,32 @@ def test_regions_of_others_stay() -> None:
         assert (warden.SHARED_MEMORY / f"{theirs}1").exists()
     finally:
         warden.remove_regions(theirs)
+
+
+def test_a_dead_child_is_seen_and_a_living_one_is_not() -> None:
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    try:
+        assert str(child.pid) not in warden._dead_stubs(os.getpid())
+        child.kill()
+        await_true(lambda: str(child.pid) in warden._dead_stubs(os.getpid()))
+    finally:
+        child.communicate()
+    assert str(child.pid) not in warden._dead_stubs(os.getpid())
+
+
+def test_threads_and_processes_that_end_meanwhile_disturb_nothing() -> None:
+    stop = threading.Event()
+
+    def come_and_go() -> None:
+        while not stop.is_set():
+            threading.Thread(target=int).start()
+
+    busy = threading.Thread(target=come_and_go)
+    busy.start()
+    try:
+        for _ in range(300):
+            assert warden._dead_stubs(os.getpid()) == set()
+    finally:
+        stop.set()
+        busy.join()
+    assert warden._dead_stubs(2**22 + 1) == set()
