@@ -34,7 +34,7 @@ from deploykit.triton.package import labels_from_folder
 
 CLIENTS = 16
 """Clients at a time when answers are checked under load."""
-_BATCH = 32
+_BATCH = 16
 _SMALL_BATCH = 8
 """What any package takes as one request."""
 

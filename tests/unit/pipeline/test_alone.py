@@ -220,13 +220,15 @@ def test_where_all_lose_too_much_the_best_is_kept_with_a_warning(
 
 
 def test_among_those_as_fast_static_scales_and_then_few_changed_answers_win() -> None:
-    def form(p50_ms: float, flips: int = 0, drop_lower: float = 0.0) -> Candidate:
-        return Candidate(drop_lower, drop_lower, flips, p50_ms)
+    def form(p50_ms: float, flips: int = 0, drop_lower: float = 0.0, batched_flips: int = 0) -> Candidate:
+        return Candidate(drop_lower, drop_lower, flips, batched_flips, 500, p50_ms)
 
     forms = {"int8_dynamic-fused": form(1.0), "int8_static-fused": form(1.09, 3), "int8_static-split": form(1.05, 2)}
     assert choose(forms, 0.01) == "int8_static-split"
     assert choose(forms | {"int8_static-split": form(1.05, 2, 0.02)}, 0.01) == "int8_static-fused"
     assert choose(forms | {"int8_dynamic-plain": form(0.5, 9)}, 0.01) == "int8_dynamic-plain"
+    unsteady = form(0.5, 9, batched_flips=4)  # 0.8 % of 500 changed: up to 1.8 % may, in batches
+    assert choose(forms | {"int8_dynamic-plain": unsteady}, 0.01) == "int8_static-split"
     assert choose({"a": form(1.0, 0, 0.05), "b": form(9.0, 0, 0.04)}, 0.01) == "b"  # none is good: the best
 
 
