@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import random
-import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-os.environ["OMP_NUM_THREADS"] = "1"  # for torch here and in child processes: threads of tiny models wait for each other
 
 _TOPIC_WORDS = {
     "cancel": "cancel stop end terminate abort void revoke drop undo withdraw",
@@ -47,20 +43,12 @@ def toy_table(count: int, seed: int) -> Any:
     return Table("toy", texts, tuple(labels), tuple(range(2, count + 2)))
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """A runner takes all cores unless told: the next test shall not."""
-    yield
-    if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(1)
-
-
 @pytest.fixture(scope="session")
 def toy_data() -> Any:
-    """512 messages to train on, 128 to choose on and 400 to certify on, with 4 labels that can be told apart."""
+    """512 messages to train on, 128 to choose on and 200 to certify on, with 4 labels that can be told apart."""
     from deploykit.data.dataset import LabelledData
 
-    return LabelledData(toy_table(512, 1), toy_table(128, 2), toy_table(400, 3), tuple(sorted(TOPICS)))
+    return LabelledData(toy_table(512, 1), toy_table(128, 2), toy_table(200, 3), tuple(sorted(TOPICS)))
 
 
 @pytest.fixture(scope="session")

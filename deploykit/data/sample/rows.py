@@ -199,7 +199,8 @@ class _Writer:
                 pieces[-1] = (pieces[-1][0].removesuffix("."), None)
         if chance(rng, style.mark):
             if pieces[-1][1] is None:
-                pieces[-1] = (pieces[-1][0].rstrip(".!?"), None)
+                # A question keeps its mark: it can be all that makes it one ("order confirmed?").
+                pieces[-1] = (pieces[-1][0].rstrip(".!"), None)
             pieces.append((pick(rng, style.marks), None))
         return with_case(add_typos(shorten(pieces, rng, style.shorthand), rng, style.typo), rng, style)
 

@@ -18,8 +18,8 @@ from deploykit.data.sample.values import ENTITY_TYPES, Split
 
 SPLITS: tuple[Split, Split] = ("train", "test")
 DIGESTS = {
-    "train": "34329ffacfa4dcf06560dc79e6199896be82c0cb2af2ddb8ca9f75b14ff465f4",
-    "test": "596211686c4dc414b72a2c4fff07ea16486a613a42f80d8bcf5efdf18917e93e",
+    "train": "1d7cd749b27d2895faaee10cb506aab26e55961dd012493b5d940cd1724764c5",
+    "test": "b24bdabfd9e274afba8da08ea82335014a25fb1d366141055ea43cdbc71ab6bc",
 }
 SHAPES = {
     "order_number": r"(#|ord-|no\. )?\d{6}|b\d{3}-\d{3}",

@@ -126,12 +126,12 @@ def test_two_processes_train_together_and_one_writes(
     out = tmp_path / "out"
     launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--local-ranks-filter", "0"]
     files = [str(model), "--train", str(train), "--validation", "0.25", "-o", str(out), "--json"]
-    settings = ["--epochs", "6", "--batch-size", "16", "--learning-rate", "5e-3", "--no-freeze-embeddings"]
+    settings = ["--epochs", "12", "--batch-size", "16", "--learning-rate", "5e-3", "--no-freeze-embeddings"]
     command = [sys.executable, "-m", *launcher, "-m", "deploykit", "finetune", *files, *settings]
     done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
-    assert result["steps"] == 6 * 12  # 384 rows, 16 on each of two
+    assert result["steps"] == 12 * 12  # 384 rows, 16 on each of two
     assert result["metrics"]["accuracy"] >= 0.9
     assert {path.name for path in tmp_path.iterdir()} == {"out", "train.csv"}
     texts = list(toy_data.test.texts)
@@ -192,8 +192,8 @@ def test_a_fast_one_that_loses_too_much_does_not_win(
     timed |= {"int8_static-split": 1.0, "int8_dynamic-plain": 2.0}
     logits = stages._logits
 
-    def spoiled(folder: Path, texts: Any) -> Any:
-        found = logits(folder, texts)
+    def spoiled(folder: Path, texts: Any, batch: int = 1) -> Any:
+        found = logits(folder, texts, batch)
         return {name: -values for name, values in found.items()} if folder.name == "int8_static-split" else found
 
     monkeypatch.setattr(stages, "_logits", spoiled)
@@ -207,8 +207,8 @@ def test_where_all_lose_too_much_the_best_is_kept_with_a_warning(
 ) -> None:
     logits = stages._logits
 
-    def spoiled(folder: Path, texts: Any) -> Any:
-        values = logits(folder, texts)["logits"]
+    def spoiled(folder: Path, texts: Any, batch: int = 1) -> Any:
+        values = logits(folder, texts, batch)["logits"]
         rows = {"int8_dynamic-fused": 10, "int8_static-fused": 30}.get(folder.name, 0)
         return {"logits": np.concatenate([-values[:rows], values[rows:]])}
 
@@ -272,7 +272,7 @@ def test_bench_takes_messages_evenly_from_the_file(
     shutil.copy2(source.folder / "model.onnx", bare)
     bench_alone(
         [str(source.folder), str(bare)], data=str(write_csv(tmp_path / "test.csv", toy_data.test)), text="text",
-        messages=100, blocks=3, warmup=7, threads=2, tokenizer=source.folder, task="text-classification",
+        messages=50, blocks=3, warmup=7, threads=2, tokenizer=source.folder, task="text-classification",
     )  # fmt: skip
     assert given["messages"] == list(toy_data.test.texts[::4])
     assert (given["blocks"], given["warmup"]) == (3, 7)
