@@ -149,9 +149,10 @@ def _graphs(
             "leave export.opset out, or try another",
         )
     fused = None
+    failures: tuple[type[Exception], ...] = (*_REWRITE_ERRORS, *session_errors())
     try:
         fused = _fused(path)
-    except _REWRITE_ERRORS as error:
+    except failures as error:
         listener(Warn(f"the graph can't be fused ({type(error).__name__}: {error}): the plain one is used instead"))
     for graph in (plain, fused):
         if graph is not None:

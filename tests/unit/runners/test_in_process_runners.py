@@ -20,7 +20,7 @@ from deploykit.runners.onnx_runner import open_session
 MESSAGES = ["where is my parcel", "cancel", "", "📦 " * 300, "a\0b"]
 
 
-@pytest.mark.parametrize("kind", ["bert", "roberta", "mpnet"])
+@pytest.mark.parametrize("kind", ["bert", "roberta", pytest.param("mpnet", marks=pytest.mark.slow)])
 def test_both_runners_give_the_same_logits_from_raw_text(kind: str, exported: Callable[[str], Any]) -> None:
     source = exported(kind)
     torch_target = Target("torch", str(source.checkpoint), threads=1)
