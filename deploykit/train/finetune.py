@@ -23,6 +23,7 @@ from deploykit.runners.untrusted import check_checkpoint
 from deploykit.tasks import Task
 from deploykit.tasks.quiet import quiet_transformers
 from deploykit.train.checkpoints import last_complete, seal
+from deploykit.train.dropout import cheap_dropout
 
 _SAVE_EVERY_S = 60.0
 """Seconds of training between two checkpoints at least, so that a kill loses little and saving costs little."""
@@ -121,7 +122,9 @@ def finetune(
         resumed_from = int(start.name.rpartition("-")[2]) if start else 0
         if start:
             listener(Note(f"going on from training step {resumed_from} of {total}"))
-        with _interrupts(watch):
+        # Recomputed activations would meet the usual dropout: a function mode is not open within backward().
+        cheap = _on_cpu() and not settings.gradient_checkpointing
+        with _interrupts(watch), cheap_dropout() if cheap else contextlib.nullcontext():
             trainer.train(resume_from_checkpoint=str(start) if start else None)
         if watch.interrupted:
             raise KeyboardInterrupt
