@@ -100,6 +100,7 @@ def finetune(
             name: _features(tokenizer, table.texts, task.targets(table.labels or (), data.label_names))
             for name, table in (("train", data.train), ("validation", data.validation))
         }
+        splits["validation"].sort(key=lambda row: len(row["input_ids"]))  # batches of like lengths pad little
         steps_per_epoch = math.ceil(
             len(splits["train"]) / (settings.batch_size * settings.gradient_accumulation * _processes().num_processes)
         )
