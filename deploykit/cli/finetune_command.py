@@ -9,8 +9,14 @@ from typing import Any
 
 import click
 
-from deploykit.cli.options import as_json, column_options, section_from_options, section_options, seed_number
-from deploykit.errors import UsageError
+from deploykit.cli.options import (
+    as_json,
+    column_options,
+    file_or_fraction,
+    section_from_options,
+    section_options,
+    seed_number,
+)
 from deploykit.recipe import Finetune
 
 
@@ -61,7 +67,7 @@ def command(
             out,
             settings,
             train=train,
-            validation=_file_or_fraction(validation),
+            validation=file_or_fraction(validation),
             columns=(text, label),
             task=task,
             seed=seed,
@@ -75,13 +81,3 @@ def command(
     click.echo(f"{out}: {figures} on validation, {result.steps:,} steps on {result.device} in {result.precision}")
     click.echo(f"next: deploykit export {out} -o {out}-onnx")
     return 0
-
-
-def _file_or_fraction(text: str) -> str | float:
-    try:
-        held_out = float(text)
-    except ValueError:
-        return text
-    if not 0 < held_out <= 0.5:
-        raise UsageError(f"--validation {text}: a fraction is above 0 and at most 0.5", "or name a file")
-    return held_out

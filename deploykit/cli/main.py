@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 COMMANDS = {
     "init": "Scaffold a project: a recipe and sample data that run as they are.",
     "check": "Validate a recipe and print its plan; loads no model.",
-    "run": "The whole pipeline: fine-tune, export, quantize, prove, measure, publish.",
+    "run": "The whole pipeline: fine-tune, prune, quantize, prove, measure, publish.",
     "finetune": "Fine-tune a pretrained model on labelled messages.",
+    "prune": "Prune a fine-tuned model to a speed, and let it recover.",
     "export": "Export a checkpoint folder to a verified ONNX folder.",
     "quantize": "Quantize an ONNX folder.",
     "package": "Write a Triton model repository from an ONNX folder, atomically.",
@@ -40,7 +41,7 @@ COMMANDS = {
 }
 """Every command, in the order of its help, with its short help: the module NAME_command has it."""
 
-_RESUMABLE = ("run", "finetune")
+_RESUMABLE = ("run", "finetune", "prune")
 _INTERRUPTED = 130
 
 

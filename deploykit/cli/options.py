@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-__all__ = ["as_json", "column_options", "fraction", "section_from_options", "section_options", "seed_number"]
+__all__ = [
+    "as_json",
+    "column_options",
+    "file_or_fraction",
+    "fraction",
+    "section_from_options",
+    "section_options",
+    "seed_number",
+]
 
 import types
 import typing
@@ -32,6 +40,21 @@ def column_options(command: Command) -> Command:
         command
     )
     return click.option("--text", default="text", show_default=True, help="The column that holds the message.")(command)
+
+
+def file_or_fraction(text: str) -> str | float:
+    """The value of `--validation`: the fraction of the training rows to hold out, or a data reference.
+
+    Raises:
+        UsageError: a number that is no such fraction.
+    """
+    try:
+        held_out = float(text)
+    except ValueError:
+        return text
+    if not 0 < held_out <= 0.5:
+        raise UsageError(f"--validation {text}: a fraction is above 0 and at most 0.5", "or name a file")
+    return held_out
 
 
 def section_options(section: type[Section]) -> Callable[[Command], Command]:

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-__all__ = ["bench_alone", "finetune_alone", "new_folder", "package_alone", "parity_alone", "quantize_alone"]
+__all__ = [
+    "bench_alone",
+    "finetune_alone",
+    "new_folder",
+    "package_alone",
+    "parity_alone",
+    "prune_alone",
+    "quantize_alone",
+]
 
 import contextlib
 import shutil
@@ -15,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import JsonValue
 
 from deploykit.artifacts.atomic import disk_errors, rename_into_place, staging, sync_tree
-from deploykit.artifacts.digest import digest_json
+from deploykit.artifacts.digest import digest_json, digest_tree
 from deploykit.data.dataset import LabelledData, hold_out, load_training_data
 from deploykit.data.readers import read_rows
 from deploykit.data.table import Columns
@@ -26,7 +34,7 @@ from deploykit.latency.measure import Samples, measure, spread_over
 from deploykit.parity.report import ParityReport
 from deploykit.pipeline.proof import compare_models
 from deploykit.pipeline.stages import choose_variant, package_settings
-from deploykit.recipe import Finetune, Package, Quantize
+from deploykit.recipe import Finetune, Goal, Package, Prune, Quantize
 from deploykit.runners import Target, target_from_text
 from deploykit.runners.checkpoint import resolve_model
 from deploykit.tasks import find_task
@@ -116,6 +124,80 @@ def finetune_alone(
     if main:
         shutil.rmtree(workspace.parent, ignore_errors=True)
     return result
+
+
+def prune_alone(
+    model: Path,
+    out: Path,
+    settings: Prune,
+    goal: Goal,
+    *,
+    train: str,
+    validation: float | str,
+    columns: tuple[str, str],
+    task: str,
+    target: str,
+    threads: int,
+    seed: int,
+    listener: Listener = ignore,
+) -> tuple[str, dict[str, Any]]:
+    """Prune a fine-tuned checkpoint folder until it is as fast as the goal asks, and let it recover.
+
+    What was measured and trained is kept in `OUT.work` until the end, so an interrupted call goes on.
+
+    Args:
+        model: the fine-tuned checkpoint folder.
+        out: the folder to write; not there yet.
+        settings: how to prune and recover.
+        goal: `speedup`, `p50_ms` or `p99_ms`, of the int8 ONNX model in process on this machine.
+        train: a data reference.
+        validation: a data reference, or the fraction of the training rows to hold out.
+        columns: of the message and the label.
+        task: its name.
+        target: the Triton release to export for.
+        threads: of a session; 0 for all cores.
+        seed: of every random choice.
+        listener: hears of progress.
+
+    Returns:
+        what stayed in words, and what was measured.
+
+    Raises:
+        UsageError: the goal has no limit on speed.
+    """
+    from deploykit.pipeline.compression import prune_to_goal
+
+    if goal.speedup is goal.p50_ms is goal.p99_ms is None:
+        raise UsageError("there is no speed to prune to", "give --speedup, --p50-ms or --p99-ms")
+    labels = labels_from_folder(model)
+    data = replace(load_training_data(train, validation, Columns(*columns), seed), label_names=tuple(labels))
+    find_task(task).targets(data.train.labels or (), labels)
+    rows: list[JsonValue] = [
+        list(part) for table in (data.train, data.validation) for part in (table.texts, table.labels or ())
+    ]
+    dumps = [settings.model_dump(mode="json"), goal.model_dump(mode="json")]
+    key = digest_json([dict(digest_tree(model)), *dumps, task, target, threads, seed, *rows])
+    workspace = out.absolute().with_name(f"{out.name}.work") / key[:16]
+    info: dict[str, Any] = {}
+    with new_folder(out) as folder:
+        outcome = prune_to_goal(
+            model,
+            folder,
+            task=find_task(task),
+            data=data,
+            settings=settings,
+            finetune=Finetune(),
+            goal=goal,
+            quantize=Quantize(),
+            target=target,
+            threads=threads,
+            seed=seed,
+            workspace=workspace,
+            info=info,
+            listener=listener,
+        )
+    shutil.rmtree(workspace.parent, ignore_errors=True)
+    return outcome, info
 
 
 def quantize_alone(

@@ -30,6 +30,11 @@ class Context:
     artifacts: dict[str, Artifact] = field(default_factory=dict)
 
     @property
+    def checkpoint(self) -> Path:
+        """The folder of the PyTorch model that is exported: the pruned one, or the fine-tuned one."""
+        return self.folder(self.recipe.model_stage)
+
+    @property
     def task(self) -> Task:
         """The recipe's task."""
         return find_task(self.recipe.task)

@@ -23,13 +23,15 @@ from deploykit.recipe import Recipe
 from deploykit.runners.checkpoint import resolve_model
 
 _VERSION: Final[Mapping[Stage, int]] = {
-    "data": 1, "finetune": 1, "export": 1, "quantize": 1, "package": 1, "parity": 1, "latency": 1, "publish": 1,
+    "data": 1, "finetune": 1, "prune": 1, "export": 1, "quantize": 1, "package": 1, "parity": 1, "latency": 1,
+    "publish": 1,
 }  # fmt: skip
 """Of each stage's code: raised when it makes something else of the same input, so that older artefacts are not used."""
 
 _PACKAGES: Final[Mapping[Stage, tuple[str, ...]]] = {
     "data": (),
     "finetune": ("torch", "transformers", "accelerate"),
+    "prune": ("torch", "transformers", "accelerate", "onnx", "onnxscript", "onnxruntime"),
     "export": ("torch", "transformers", "onnx", "onnxscript", "onnxruntime"),
     "quantize": ("onnx", "onnxruntime"),
     "package": ("deploykit", "tokenizers"),
@@ -121,6 +123,11 @@ def make_plan(recipe: Recipe, base: Path, *, download: bool = True) -> Plan:
         "finetune": task
         | {"model": model, "seed": recipe.seed, "trust_pickle": recipe.trust_pickle}
         | dump["finetune"],
+        "prune": task
+        | {limit: dump["goal"][limit] for limit in ("speedup", "p50_ms", "p99_ms")}
+        | {"seed": recipe.seed, "finetune": dump["finetune"], "quantize": dump["quantize"]}
+        | {"target": recipe.export.target, "threads": recipe.package.threads, "machine": machine}
+        | dump["prune"],
         "export": task | dump["export"],
         "quantize": task | dump["quantize"] | {"max_drop": recipe.goal.max_drop, "machine": machine},
         "package": task | dump["package"] | {"name": recipe.name, "gpu": has_nvidia_gpu()},
@@ -133,16 +140,19 @@ def make_plan(recipe: Recipe, base: Path, *, download: bool = True) -> Plan:
     parents: dict[Stage, tuple[Stage, ...]] = {
         "data": (),
         "finetune": ("data",),
-        "export": ("finetune",),
+        "prune": ("finetune", "data"),
+        "export": (recipe.model_stage,),
         "quantize": ("export", "data"),
         "package": ("quantize", "data"),
-        "parity": ("package", "export", "finetune", "data"),
+        "parity": ("package", "export", *dict.fromkeys((recipe.model_stage, "finetune")), "data"),
         "latency": (),
         "publish": (),
     }
     keys: dict[str, JsonValue] = {}
     steps = []
     for stage in STAGES:
+        if stage == "prune" and not recipe.prunes:
+            continue
         versions: dict[str, JsonValue] = {name: _installed(name) for name in _PACKAGES[stage]}
         above: dict[str, JsonValue] = {name: keys[name] for name in parents[stage]}
         key = None

@@ -70,7 +70,8 @@ def prove(context: Context, draft: Draft) -> str:
     targets = task.targets(data.test.labels or (), data.label_names)
     finetuned, exported, shipped = (context.folder(stage) for stage in ("finetune", "export", "quantize"))
     engine = serving_engine(context.recipe.serve.engine, listener)
-    total = (6 if engine else 3) * len(texts)
+    pruned = context.checkpoint != finetuned
+    total = (3 + pruned + (3 if engine else 0)) * len(texts)
     steps = _Steps("parity", total, listener)
 
     batches = _padded_batches(texts)
@@ -79,15 +80,18 @@ def prove(context: Context, draft: Draft) -> str:
     gpu = package_settings(context.recipe.package).device == "gpu"
     on = partial(Target, task=task.name, device="cuda" if gpu else "cpu")  # where it is served
     reference = run_target(on("torch", str(finetuned)), texts, task, labels, batches, steps)
+    source = reference
+    if pruned:
+        source = run_target(on("torch", str(context.checkpoint)), texts, task, labels, batches, steps)
     fp32 = run_target(on("onnxruntime", str(exported)), texts, task, labels, batches, steps)
     threads = context.recipe.package.threads
     in_process = run_target(on("onnxruntime", str(shipped), threads=threads), texts, task, labels, singles, steps)
     checks = [
         *judge_forms(finetuned, shipped, texts),
-        _fidelity(reference, fp32, task, "float32 ONNX against PyTorch", "fp32", exact_answers=True),
+        _fidelity(source, fp32, task, f"float32 ONNX against {'pruned ' * pruned}PyTorch", "fp32", exact_answers=True),
     ]
     if context.info("quantize").get("scheme") == "fp16":
-        checks.append(_fidelity(reference, in_process, task, "fp16 ONNX against PyTorch", "fp16"))
+        checks.append(_fidelity(source, in_process, task, "fp16 ONNX against PyTorch", "fp16"))
     final = in_process
     served_info: dict[str, Any] = {}
     if engine:

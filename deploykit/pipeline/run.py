@@ -81,6 +81,8 @@ def _run(context: Context, repository: Path, *, first: int, last: int, at: Calla
     for stage in CACHED_STAGES:
         if STAGES.index(stage) > last:
             return None
+        if not any(step.stage == stage for step in context.plan.steps):
+            continue
         at(stage)
         _ensure(context, stage, anew=STAGES.index(stage) >= first)
     parity = ParityReport.model_validate_json((context.folder("parity") / "parity.json").read_text(encoding="utf-8"))

@@ -78,12 +78,35 @@ def _make_finetune(context: Context, draft: Draft) -> str:
     return f"{context.task.metric} {metric:.2%} on validation after {result.steps:,} steps on {result.device}"
 
 
+def _make_prune(context: Context, draft: Draft) -> str:
+    from deploykit.pipeline.compression import prune_to_goal
+
+    recipe, key = context.recipe, context.plan.step("prune").key
+    assert key is not None
+    return prune_to_goal(
+        context.folder("finetune"),
+        draft.path,
+        task=context.task,
+        data=context.data(),
+        settings=recipe.prune,
+        finetune=recipe.finetune,
+        goal=recipe.goal,
+        quantize=recipe.quantize,
+        target=recipe.export.target,
+        threads=recipe.package.threads,
+        seed=recipe.seed,
+        workspace=context.store.workspace("prune", key),
+        info=draft.info,
+        listener=context.listener,
+    )
+
+
 def _make_export(context: Context, draft: Draft) -> str:
     from deploykit.export.to_onnx import export_onnx
 
     settings = context.recipe.export
     report = export_onnx(
-        context.folder("finetune"),
+        context.checkpoint,
         draft.path,
         context.task,
         target=settings.target,
@@ -291,6 +314,7 @@ _BATCH = 16
 CACHED_STAGES: Mapping[Stage, CachedStage] = {
     "data": CachedStage(_make_data, ("train.json", "validation.json", "test.json", "labels.json")),
     "finetune": CachedStage(_make_finetune, ("model.safetensors", "config.json", "tokenizer.json")),
+    "prune": CachedStage(_make_prune, ("model.safetensors", "config.json", "tokenizer.json")),
     "export": CachedStage(_make_export, ("model.onnx", "plain.onnx", "config.json", "tokenizer.json")),
     "quantize": CachedStage(_make_quantize, ("model.onnx", "config.json", "tokenizer.json")),
     "package": CachedStage(_make_package, ()),

@@ -135,7 +135,25 @@ class Goal(Section):
 
 
 class Prune(Section):
-    """Pruning; it takes no keys yet."""
+    """How the model is pruned where the goal has a limit on speed, and how it recovers."""
+
+    strategy: Literal["auto", "none"] = Field(
+        default="auto",
+        description="auto: layers, heads and FFN columns go until the goal's speed is reached; none: all stay.",
+    )
+    calibration_rows: Count = Field(default=256, description="Training rows that what goes is chosen on.")
+    tries: Count = Field(default=60, description="Choices of what stays that are compared.")
+    epochs: Positive = Field(
+        default=16.0, description="Passes over the training rows that the pruned model recovers in."
+    )
+    learning_rate: Positive = Field(default=4e-4, description="The highest learning rate of the recovery.")
+    temperature: Positive = Field(default=2.0, description="That softens the unpruned model's logits, to learn from.")
+    soft_weight: float = Field(
+        default=0.9, ge=0, le=1, description="Weight of the unpruned model's answers; the labels have the rest."
+    )
+    hidden_weight: float = Field(
+        default=5.0, ge=0, description="Weight of the unpruned model's last hidden states; 0 leaves them out."
+    )
 
 
 class Quantize(Section):
@@ -255,12 +273,23 @@ class Recipe(Section):
     data: Data = Field(description="The labelled messages.")
     finetune: Finetune = Field(default=Finetune(), description="How the model is trained.")
     goal: Goal = Field(default=Goal(), description="What the shipped model must reach.")
-    prune: Prune = Field(default=Prune(), description="Pruning; it takes no keys yet.")
+    prune: Prune = Field(default=Prune(), description="How the model is pruned to reach the goal.")
     quantize: Quantize = Field(default=Quantize(), description="How the model is quantized.")
     export: Export = Field(default=Export(), description="How the model is exported to ONNX.")
     package: Package = Field(default=Package(), description="How Triton runs the model.")
     latency: Latency = Field(default=Latency(), description="How latency is measured.")
     serve: Serve = Field(default=Serve(), description="The server that the package is proved on.")
+
+    @property
+    def prunes(self) -> bool:
+        """Whether the model may be pruned: its goal has a limit on speed, and pruning is not switched off."""
+        limits = (self.goal.speedup, self.goal.p50_ms, self.goal.p99_ms)
+        return self.prune.strategy != "none" and any(limit is not None for limit in limits)
+
+    @property
+    def model_stage(self) -> Literal["finetune", "prune"]:
+        """The stage whose checkpoint is exported."""
+        return "prune" if self.prunes else "finetune"
 
     @field_validator("version", mode="before")
     @classmethod

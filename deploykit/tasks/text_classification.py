@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from deploykit.errors import DataError, ModelError
 from deploykit.tasks.base import Answer, Outputs
+from deploykit.tasks.pruned import class_to_load
 from deploykit.tasks.quiet import quiet_transformers
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ class TextClassification:
         model: PreTrainedModel
         try:
             with quiet_transformers():
-                model, found = AutoModelForSequenceClassification.from_pretrained(
+                model, found = class_to_load(folder, AutoModelForSequenceClassification).from_pretrained(
                     folder, output_loading_info=True, trust_remote_code=False, **settings
                 )
         except (OSError, ValueError, RuntimeError, KeyError, StrictDataclassError) as error:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-__all__ = ["FinetuneResult", "finetune", "is_main_process"]
+__all__ = ["FinetuneResult", "Lesson", "finetune", "is_main_process"]
 
 import contextlib
 import importlib.util
+import inspect
 import math
 import signal
 import threading
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from deploykit.artifacts.digest import digest_json, digest_tree
 from deploykit.data.dataset import LabelledData
 from deploykit.errors import MissingDependencyError, TrainingError
 from deploykit.events import Listener, Note, Progress, ignore
@@ -23,6 +25,7 @@ from deploykit.runners.untrusted import check_checkpoint
 from deploykit.tasks import Task
 from deploykit.tasks.quiet import quiet_transformers
 from deploykit.train.checkpoints import last_complete, seal
+from deploykit.train.distill import Distillation, distillation_loss, teach, with_teacher
 from deploykit.train.dropout import cheap_dropout
 
 _SAVE_EVERY_S = 60.0
@@ -64,6 +67,8 @@ def finetune(
     workspace: Path,
     seed: int = 0,
     trust_pickle: bool = False,
+    lesson: Lesson | None = None,
+    stage: str = "finetune",
     listener: Listener = ignore,
 ) -> FinetuneResult:
     """Fine-tune the checkpoint in `model` and write the tuned one, with its tokenizer, to `out`.
@@ -80,6 +85,8 @@ def finetune(
         workspace: the folder for checkpoints. It belongs to this model, data and these settings alone.
         seed: of the new head, the order of the data, and dropout.
         trust_pickle: load pickled weights, which can run code.
+        lesson: learn from a teacher too.
+        stage: what progress is reported as.
         listener: hears of progress.
 
     Raises:
@@ -97,7 +104,7 @@ def finetune(
         tokenizer = _tokenizer(model, settings.max_length)
         network = _network(model, data.label_names, settings, task, trust_pickle=trust_pickle)
         splits = {
-            name: _features(tokenizer, table.texts, task.targets(table.labels or (), data.label_names))
+            name: _features(tokenizer, network, table.texts, task.targets(table.labels or (), data.label_names))
             for name, table in (("train", data.train), ("validation", data.validation))
         }
         splits["validation"].sort(key=lambda row: len(row["input_ids"]))  # batches of like lengths pad little
@@ -105,13 +112,19 @@ def finetune(
             len(splits["train"]) / (settings.batch_size * settings.gradient_accumulation * _processes().num_processes)
         )
         total = math.ceil(steps_per_epoch * settings.epochs)
-        watch = _watch(steps_per_epoch, total, task.metric, listener)
-        trainer = _trainer_class(steps_per_epoch)(
+        watch = _watch(steps_per_epoch, total, task.metric, stage, listener)
+        collate: Any = DataCollatorWithPadding(tokenizer)
+        distillation = None
+        if lesson is not None:
+            distillation = _taught(lesson, splits["train"], task, collate, workspace, listener)
+            collate = with_teacher(collate, distillation.teacher)
+            splits["train"] = [row | {"row": number} for number, row in enumerate(splits["train"])]
+        trainer = _trainer_class(steps_per_epoch, task.output, distillation)(
             model=network,
             args=_arguments(settings, task, workspace, seed=seed, total=total),
             train_dataset=splits["train"],
             eval_dataset=splits["validation"],
-            data_collator=DataCollatorWithPadding(tokenizer),
+            data_collator=collate,
             processing_class=tokenizer,
             compute_metrics=lambda prediction: dict(
                 task.metrics({task.output: prediction.predictions}, prediction.label_ids)
@@ -145,6 +158,23 @@ def finetune(
         device=str(trainer.args.device),
         precision=_precision(settings.precision),
     )
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """A teacher, and how to learn from it.
+
+    Attributes:
+        teacher: the checkpoint folder of a model of the same task, labels and tokenizer.
+        temperature: that softens the logits.
+        soft_weight: of the teacher's answers; the labels have the rest of 1.
+        hidden_weight: of its last hidden states, which must be as wide; 0 leaves them out.
+    """
+
+    teacher: Path
+    temperature: float = 2.0
+    soft_weight: float = 0.9
+    hidden_weight: float = 5.0
 
 
 def is_main_process() -> bool:
@@ -224,10 +254,22 @@ def _arguments(settings: Finetune, task: Task, workspace: Path, *, seed: int, to
         dataloader_pin_memory=torch.cuda.is_available(),
         disable_tqdm=True,
         log_level="error",
+        remove_unused_columns=False,  # the collator takes a row's number; `_features` has removed the others
         report_to=[],
         seed=seed,
         **checkpointing,
     )
+
+
+def _taught(lesson: Lesson, rows: Any, task: Task, pad: Any, workspace: Path, listener: Listener) -> Distillation:
+    import torch
+
+    check_checkpoint(lesson.teacher)
+    model = task.load_model(lesson.teacher, attn_implementation="sdpa", dtype=torch.float32)
+    identity = digest_json(dict(digest_tree(lesson.teacher)))
+    device = "cpu" if _on_cpu() else _processes().device
+    teacher = teach(model.to(device), rows, task.output, pad, workspace, identity=identity, listener=listener)
+    return Distillation(teacher, lesson.temperature, lesson.soft_weight, lesson.hidden_weight)
 
 
 def _final_metrics(trainer: Any, validation: Any, task: Task) -> dict[str, float]:
@@ -241,10 +283,12 @@ def _final_metrics(trainer: Any, validation: Any, task: Task) -> dict[str, float
     return metrics
 
 
-def _features(tokenizer: Any, texts: Sequence[str], targets: Any) -> list[dict[str, Any]]:
+def _features(tokenizer: Any, network: Any, texts: Sequence[str], targets: Any) -> list[dict[str, Any]]:
+    """Rows of what the model takes; a tokenizer may give more (token types to DistilBERT)."""
     encoded = tokenizer(list(texts), truncation=True, padding=False)
+    taken = inspect.signature(network.forward).parameters
     return [
-        {name: values[row] for name, values in encoded.items()} | {"labels": int(targets[row])}
+        {name: values[row] for name, values in encoded.items() if name in taken} | {"labels": int(targets[row])}
         for row in range(len(texts))
     ]
 
@@ -312,7 +356,7 @@ def _early_stopping(patience: int | None) -> list[Any]:
     return [] if patience is None else [EarlyStoppingCallback(early_stopping_patience=patience)]
 
 
-def _trainer_class(steps_per_epoch: int) -> Any:
+def _trainer_class(steps_per_epoch: int, output: str, distillation: Distillation | None) -> Any:
     """The Trainer, that stops at the first loss that is not a number, and orders each epoch by seed and epoch alone."""
     import torch
     from transformers import Trainer
@@ -333,6 +377,14 @@ def _trainer_class(steps_per_epoch: int) -> Any:
                 raise TrainingError(f"the loss is not a number at step {self.state.global_step + 1}", _NAN_HINT)
             return loss
 
+        def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **kwargs: Any) -> Any:
+            if distillation is None or "teacher_logits" not in inputs:
+                return super().compute_loss(model, inputs, return_outputs, **kwargs)
+            student = {key: value for key, value in inputs.items() if not key.startswith("teacher_")}
+            outputs = model(**student, output_hidden_states=bool(distillation.hidden_weight))
+            loss = distillation_loss(outputs, inputs, output, distillation)
+            return (loss, outputs) if return_outputs else loss
+
         def _get_train_sampler(self, train_dataset: Any = None) -> Any:
             trainer = self
 
@@ -351,7 +403,7 @@ def _trainer_class(steps_per_epoch: int) -> Any:
     return WatchfulTrainer
 
 
-def _watch(steps_per_epoch: int, total: int, metric: str, listener: Listener) -> Any:
+def _watch(steps_per_epoch: int, total: int, metric: str, stage: str, listener: Listener) -> Any:
     """The callback that reports progress, seals checkpoints, saves now and then, and stops when interrupted."""
     import time
 
@@ -365,7 +417,7 @@ def _watch(steps_per_epoch: int, total: int, metric: str, listener: Listener) ->
             self.saved_at = time.monotonic()
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            listener(Progress("finetune", state.global_step, total, "step", dict(self.figures)))
+            listener(Progress(stage, state.global_step, total, "step", dict(self.figures)))
             due = time.monotonic() - self.saved_at > _SAVE_EVERY_S
             stop, due = _agreed(self.interrupted, due, args, state)
             # At the end of an epoch it is evaluated and saved in any case.

@@ -37,7 +37,18 @@ def test_the_folder_has_recipes_and_nothing_else() -> None:
 @pytest.mark.parametrize("path", ALL, ids=lambda path: path.name)
 def test_a_recipe_has_a_plan(path: Path) -> None:
     plan = make_plan(load_recipe(path, DATA), Path(), download=False)
-    assert tuple(step.stage for step in plan.steps) == STAGES
+    assert tuple(step.stage for step in plan.steps) == tuple(stage for stage in STAGES if stage != "prune")
+
+
+def test_a_limit_on_speed_prunes() -> None:
+    def stages(*settings: str) -> tuple[str, ...]:
+        recipe = load_recipe(ALL[0], [*DATA, *settings])
+        return tuple(step.stage for step in make_plan(recipe, Path(), download=False).steps)
+
+    for limit in ("speedup", "p50_ms", "p99_ms"):
+        assert stages(f"goal.{limit}=5") == STAGES
+    assert "prune" not in stages("goal.size_mb=5")
+    assert "prune" not in stages("goal.speedup=5", "prune.strategy=none")
 
 
 @pytest.mark.parametrize("path", ALL, ids=lambda path: path.name)

@@ -114,10 +114,10 @@ latency: {messages: null}
 
 
 def test_row_44_a_key_like_no_other_lists_the_known_ones(tmp_path: Path) -> None:
-    path = written(tmp_path, GOOD + "serve:\n  zzzq: 1\nprune: {zzzq: 1}\n")
+    path = written(tmp_path, GOOD + "serve:\n  zzzq: 1\nlatency: {zzzq: 1}\n")
     assert problems(path) == [
         f"{path}:7: serve.zzzq: unknown key (known here: engine)",
-        f"{path}:8: prune.zzzq: unknown key (known here: none)",
+        f"{path}:8: latency.zzzq: unknown key (known here: messages, blocks, warmup)",
     ]
 
 

@@ -1,0 +1,91 @@
+"""`deploykit prune`."""
+
+from __future__ import annotations
+
+__all__ = ["command"]
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from deploykit.cli.options import (
+    as_json,
+    column_options,
+    file_or_fraction,
+    section_from_options,
+    section_options,
+    seed_number,
+)
+from deploykit.recipe import Goal, Prune
+
+
+@click.command("prune")
+@click.argument("model", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--train", required=True, help="The training rows: a file, hub:DATASET:SPLIT or sample:support/train.")
+@click.option(
+    "--validation",
+    default="0.1",
+    show_default=True,
+    help="The rows to watch: a file, or a fraction of the training rows.",
+)
+@click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="The folder to write.")
+@click.option("--speedup", type=float, help="At least this many times PyTorch's speed, at p50, in int8.")
+@click.option("--p50-ms", type=float, help="Highest p50 latency in int8, in milliseconds.")
+@click.option("--p99-ms", type=float, help="Highest p99 latency in int8, in milliseconds.")
+@click.option("--threads", type=click.IntRange(0), default=0, show_default=True, help="Of a session; 0: all cores.")
+@click.option("--target", default="triton-25.08", show_default=True, help="The oldest Triton that must load it.")
+@click.option("--task", default="text-classification", show_default=True, help="What the model does.")
+@click.option("--seed", type=seed_number, default=0, show_default=True, help="Of every random choice.")
+@column_options
+@section_options(Prune)
+@as_json
+def command(
+    model: Path,
+    train: str,
+    validation: str,
+    out: Path,
+    speedup: float | None,
+    p50_ms: float | None,
+    p99_ms: float | None,
+    threads: int,
+    target: str,
+    task: str,
+    seed: int,
+    text: str,
+    label: str,
+    as_json: bool,
+    **values: Any,
+) -> int:
+    """Prune MODEL (a fine-tuned checkpoint folder) until it is as fast as asked, in int8 on this machine.
+
+    What the layers, heads and FFN columns cost is measured here; what goes is chosen on training rows, and the rest
+    learns from the whole model. What was done is kept in OUT.work until the end, so an interrupted call goes on.
+    """
+    from deploykit.cli.json_output import print_json
+    from deploykit.cli.render import Screen
+    from deploykit.pipeline.alone import prune_alone
+
+    settings = section_from_options(Prune, values)
+    goal = section_from_options(Goal, {"speedup": speedup, "p50_ms": p50_ms, "p99_ms": p99_ms})
+    with Screen() as screen:
+        outcome, info = prune_alone(
+            model,
+            out,
+            settings,
+            goal,
+            train=train,
+            validation=file_or_fraction(validation),
+            columns=(text, label),
+            task=task,
+            target=target,
+            threads=threads,
+            seed=seed,
+            listener=screen,
+        )
+    if as_json:
+        print_json({"out": str(out), **info})
+        return 0
+    click.echo(f"{out}: {outcome}")
+    click.echo(f"next: deploykit export {out} -o {out}-onnx, then deploykit parity {model} {out} --data TEST")
+    return 0

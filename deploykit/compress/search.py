@@ -1,0 +1,115 @@
+"""Which levels to prune to: dynamic programming under a budget of milliseconds. Pure functions.
+
+The problem and its solution are those of SPDY (Frantar and Alistarh 2022) as ZipLM uses it: a layer's options have a
+time and an error; errors are weighed by layer, and the weights found by random search on the real loss.
+"""
+
+from __future__ import annotations
+
+__all__ = ["LatencyTable", "LayerChoice", "Option", "cheapest", "layer_options"]
+
+import bisect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+LayerChoice = tuple[int, int] | None
+"""Heads and FFN columns that stay in a layer; None where the layer goes."""
+
+_BINS = 2000
+
+
+@dataclass(frozen=True)
+class LatencyTable:
+    """What the parts of a model take on the target, in milliseconds at p50.
+
+    Attributes:
+        fixed_ms: everything but the layers.
+        heads_ms: attention by the heads that stay.
+        columns_ms: the FFN by the columns that stay.
+        reference_ms: the unpruned model in PyTorch, in the same run.
+    """
+
+    fixed_ms: float
+    heads_ms: Mapping[int, float]
+    columns_ms: Mapping[int, float]
+    reference_ms: float
+
+    def layer_ms(self, choice: LayerChoice) -> float:
+        """A layer's time; between the levels that were measured, the straight line."""
+        if choice is None:
+            return 0.0
+        return _between(self.heads_ms, choice[0]) + _between(self.columns_ms, choice[1])
+
+    def model_ms(self, choice: Sequence[LayerChoice]) -> float:
+        """A whole model's time."""
+        return self.fixed_ms + sum(self.layer_ms(layer) for layer in choice)
+
+
+@dataclass(frozen=True)
+class Option:
+    """What one layer can become, with its time in milliseconds and its error."""
+
+    choice: LayerChoice
+    ms: float
+    error: float
+
+
+def layer_options(heads: Mapping[int, float], columns: Mapping[int, float], table: LatencyTable) -> tuple[Option, ...]:
+    """The options of one layer: errors by heads and by columns that stay; a part that is gone has error 1."""
+    options = [Option(None, 0.0, 2.0)]
+    options += [
+        Option((h, c), table.layer_ms((h, c)), heads[h] + columns[c]) for h in sorted(heads) for c in sorted(columns)
+    ]
+    return tuple(options)
+
+
+def cheapest(
+    layers: Sequence[Sequence[Option]], weights: Sequence[float], budget_ms: float
+) -> tuple[LayerChoice, ...] | None:
+    """The choice with the least weighted error that takes at most `budget_ms`; None where nothing with a layer does.
+
+    Times are rounded up to a two-thousandth of the budget, so what is found never takes longer.
+    """
+    if budget_ms <= 0:
+        return None
+    step = budget_ms / _BINS
+    best = np.full(_BINS + 1, np.inf)
+    best[0] = 0.0
+    taken = []
+    for options, weight in zip(layers, weights, strict=True):
+        after = np.full(_BINS + 1, np.inf)
+        how = np.full(_BINS + 1, -1)
+        for number, option in enumerate(options):
+            bins = int(np.ceil(option.ms / step - 1e-9))
+            if bins > _BINS:
+                continue
+            reached = best[: _BINS + 1 - bins] + weight * option.error
+            better = reached < after[bins:]
+            after[bins:][better] = reached[better]
+            how[bins:][better] = number
+        taken.append(how)
+        best = after
+    choice: list[LayerChoice] = []
+    at = int(best.argmin())
+    for options, how in zip(reversed(layers), reversed(taken), strict=True):
+        option = options[how[at]]
+        choice.append(option.choice)
+        at -= int(np.ceil(option.ms / step - 1e-9))
+    choice.reverse()
+    return None if all(layer is None for layer in choice) else tuple(choice)
+
+
+def _between(measured: Mapping[int, float], level: int) -> float:
+    levels = sorted(measured)
+    if level in measured:
+        return measured[level]
+    if level < levels[0]:
+        return measured[levels[0]] * level / levels[0]
+    after = bisect.bisect(levels, level)
+    if after == len(levels):
+        return measured[levels[-1]] * level / levels[-1]
+    low, high = levels[after - 1], levels[after]
+    share = (level - low) / (high - low)
+    return measured[low] * (1 - share) + measured[high] * share

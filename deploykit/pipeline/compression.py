@@ -1,0 +1,469 @@
+"""Pruning to a goal: measure what the parts cost on this machine, choose what stays, and let it learn from the whole.
+
+ZipLM (Kurtic, Frantar and Alistarh 2023): scores by the optimal brain surgeon, times measured in the final graph and
+precision, levels by dynamic programming; then distillation. The test split is not looked at.
+"""
+
+from __future__ import annotations
+
+__all__ = ["prune_to_goal", "table_from_times"]
+
+import copy
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deploykit.artifacts.atomic import write_atomic
+from deploykit.compress.search import LatencyTable, LayerChoice, cheapest, layer_options
+from deploykit.data.dataset import LabelledData
+from deploykit.events import Listener, Note, Progress, Warn, ignore
+from deploykit.latency.measure import Samples, measure, spread_over
+from deploykit.recipe import Finetune, Goal, Prune, Quantize
+from deploykit.runners import Target
+from deploykit.tasks import Task
+from deploykit.tasks.pruned import LayerPlan, PruningPlan, cut, encoder_layers, heads_fixed
+from deploykit.tasks.quiet import quiet_transformers
+
+_HEADS = (1.0, 2 / 3, 1 / 2, 1 / 3, 1 / 6)
+_COLUMNS = (1.0, 3 / 4, 1 / 2, 3 / 8, 1 / 4, 1 / 8, 1 / 16)
+_TIMED_HEADS = (1.0, 1 / 2, 1 / 6)
+_TIMED_COLUMNS = (1.0, 1 / 2, 1 / 4, 1 / 16)
+"""Levels as shares of the unpruned layer; between those that are timed, time is a straight line."""
+_MULTIPLE = 32
+"""FFN columns stay in multiples of this, which integer kernels compute in."""
+_MARGIN = 0.95
+"""Of the goal's time that is aimed at: a machine is never as quiet again."""
+_ROUNDS = 3
+"""Assembled models that are measured at most before the recovery."""
+_TIMED_MESSAGES = 160
+_BLOCKS = 8
+
+
+@dataclass(frozen=True)
+class Bench:
+    """How a candidate is built and timed: as the recipe's export and quantize stages would.
+
+    Attributes:
+        task: what the model does.
+        quantize: the recipe's section.
+        target: the Triton release to export for.
+        threads: of a session.
+        messages: that are timed.
+        calibration: that static scales are taken from.
+        folder: scratch space that outlives an interruption.
+        listener: hears of progress.
+    """
+
+    task: Task
+    quantize: Quantize
+    target: str
+    threads: int
+    messages: Sequence[str]
+    calibration: Sequence[str]
+    folder: Path
+    listener: Listener
+
+    def build(self, checkpoint: Path, name: str) -> Target:
+        """Export and quantize a checkpoint folder; the ONNX folder as a target."""
+        from deploykit.compress.quantize import quantize, scheme_variants
+        from deploykit.export.to_onnx import export_onnx
+
+        exported, out = self.folder / f"{name}-onnx", self.folder / f"{name}-shipped"
+        if not (out / "model.onnx").is_file():
+            export_onnx(checkpoint, exported, self.task, target=self.target, messages=self.messages[:8])
+            if self.quantize.scheme == "none":
+                shutil.copytree(exported, out, dirs_exist_ok=True)
+            else:
+                variants = scheme_variants(self.quantize.scheme, self.quantize.fusions)
+                variant = next((each for each in variants if each.scheme == "int8_static"), variants[0])
+                scratch = self.folder / f"{name}-quantizing"
+                quantize(exported, scratch, variant, calibration=self.calibration)
+                scratch.rename(out)
+            shutil.rmtree(exported, ignore_errors=True)
+        return Target("onnxruntime", str(out), threads=self.threads, task=self.task.name)
+
+    def time(self, targets: Mapping[str, Target]) -> dict[str, Samples]:
+        """Time targets in turn, each in its own process."""
+        return measure(targets, self.messages, blocks=_BLOCKS)
+
+
+def prune_to_goal(
+    teacher: Path,
+    out: Path,
+    *,
+    task: Task,
+    data: LabelledData,
+    settings: Prune,
+    finetune: Finetune,
+    goal: Goal,
+    quantize: Quantize,
+    target: str,
+    threads: int,
+    seed: int,
+    workspace: Path,
+    info: dict[str, Any],
+    listener: Listener = ignore,
+) -> str:
+    """Prune a fine-tuned model until it is as fast as the goal asks, and distil it from the unpruned one.
+
+    Args:
+        teacher: the fine-tuned checkpoint folder; it is the model that is pruned and that teaches.
+        out: the folder to write: a checkpoint, with `pruning.json` beside it.
+        task: what the model does.
+        data: training rows calibrate and teach, validation rows are timed.
+        settings: the recipe's `prune` section.
+        finetune: the recipe's `finetune` section, for what the recovery has in common with it.
+        goal: what speed to reach.
+        quantize: the recipe's `quantize` section: times are taken in that precision.
+        target: the Triton release to export for.
+        threads: of a session; 0 for all cores.
+        seed: of the calibration messages, the search and the recovery.
+        workspace: keeps what was measured and the recovery's checkpoints.
+        info: is filled with what was found.
+        listener: hears of progress.
+
+    Returns:
+        what stayed, in words. Where nothing is fast enough it is the smallest that can be made, with a Warn.
+
+    Raises:
+        ModelError: the model can't be pruned.
+    """
+    import torch
+
+    from deploykit.runners.tokenize import Encoder
+
+    texts = _sampled(data.train.texts, settings.calibration_rows, seed)
+    bench = Bench(
+        task,
+        quantize,
+        target,
+        threads,
+        spread_over(data.validation.texts, _TIMED_MESSAGES),
+        texts,
+        workspace / "bench",
+        listener,
+    )
+    bench.folder.mkdir(parents=True, exist_ok=True)
+    model = task.load_model(teacher, dtype=torch.float32, attn_implementation="sdpa").eval()
+    encoder = Encoder(teacher)
+    batches = _calibration_batches(encoder, texts)
+    kept = _kept(workspace / "choice.json")
+    if kept is None:
+        choice, found = _choose(bench, teacher, model, batches, goal, settings, seed)
+        kept = {"choice": choice, **found}
+        write_atomic(workspace / "choice.json", json.dumps(kept).encode())
+    choice = [None if layer is None else (int(layer[0]), int(layer[1])) for layer in kept["choice"]]
+    info.update(kept)
+    if not (workspace / "pruned" / "config.json").is_file():
+        _write_pruned(model, batches, choice, teacher, workspace / "pruned", listener)
+    del model
+    if all(layer == _full(teacher, task) for layer in choice):
+        shutil.copytree(teacher, out, dirs_exist_ok=True, ignore=shutil.ignore_patterns("manifest.json"))
+        return "nothing pruned: the whole model is fast enough"
+    metric = _recover(workspace, teacher, out, task, data, settings, finetune, seed, info, listener)
+    shutil.copy2(workspace / "pruned" / "pruning.json", out / "pruning.json")
+    layers = ", ".join(f"{n}: {c[0]} heads, {c[1]} columns" for n, c in enumerate(choice) if c)
+    return f"layers {layers}; {task.metric} {metric:.2%} on validation"
+
+
+def _choose(
+    bench: Bench, teacher: Path, model: Any, batches: Any, goal: Goal, settings: Prune, seed: int
+) -> tuple[list[LayerChoice], dict[str, Any]]:
+    """The levels to prune to, and how they were found."""
+    full = _full_of(model)
+    count = len(encoder_layers(model))
+    unpruned: list[LayerChoice] = [full] * count
+    whole = {
+        "reference": Target("torch", str(teacher), device="cpu", task=bench.task.name),
+        "full": bench.build(teacher, "full"),
+    }
+    table = _table(bench, model, teacher, full, count, whole)
+    aim = _aim_ms(goal, table) * _MARGIN
+    found: dict[str, Any] = {"aim_ms": aim, "table": asdict(table), "rounds": []}
+    if table.model_ms(unpruned) <= aim:
+        return unpruned, found
+    levels = _levels(model, full, batches, bench.listener)
+    correction = 1.0
+    choice: list[LayerChoice] = unpruned
+    for _ in range(_ROUNDS):
+        searched = _search(bench, model, levels, table, aim / correction, batches, settings, seed)
+        if searched is None:
+            smallest = _smallest(levels, table)
+            bench.listener(
+                Warn(
+                    f"even {_words(smallest)} takes {table.model_ms(smallest) * correction:.2f} ms here, and"
+                    f" {aim:.2f} are aimed at: it is made all the same; ask for less speed, or take more threads"
+                )
+            )
+            return smallest, found
+        choice, divergence = searched
+        name = "assembled-" + "-".join("x" if c is None else f"{c[0]}.{c[1]}" for c in choice)
+        folder = bench.folder / name
+        if not (folder / "config.json").is_file():
+            _save(levels, model, choice, teacher, folder)
+        timed = bench.time({"candidate": bench.build(folder, name), "reference": whole["reference"]})
+        measured = timed["candidate"].p50_ms * table.reference_ms / timed["reference"].p50_ms
+        predicted = table.model_ms(choice) * correction
+        found["rounds"].append(
+            {"choice": choice, "predicted_ms": predicted, "measured_ms": measured, "divergence": divergence}
+        )
+        bench.listener(
+            Note(f"{_words(choice)}: {predicted:.2f} ms predicted, {measured:.2f} measured, {aim:.2f} aimed at")
+        )
+        if measured <= aim / _MARGIN and abs(measured / predicted - 1) <= 0.1:
+            break
+        correction *= measured / predicted
+    else:
+        bench.listener(
+            Warn("the measured time differs from the predicted one by more than a tenth; the last choice stays")
+        )
+    return choice, found
+
+
+def _table(
+    bench: Bench, model: Any, teacher: Path, full: tuple[int, int], count: int, whole: Mapping[str, Target]
+) -> LatencyTable:
+    """Time the parts, in models of one and two layers that have the final graph and precision."""
+    kept = _kept(bench.folder / "table.json")
+    if kept is None:
+        heads, columns = full
+        depth = min(count, 2)
+        shapes = {"one": [full], "deep": [full] * depth}
+        for level in _timed(heads, _TIMED_HEADS, 1) if not heads_fixed(model) else []:
+            if level != heads:
+                shapes[f"heads {level}"] = [(level, columns)] * depth
+        for level in _timed(columns, _TIMED_COLUMNS, _MULTIPLE):
+            if level != columns:
+                shapes[f"columns {level}"] = [(heads, level)] * depth
+        targets = dict(whole)
+        for number, (name, shape) in enumerate(shapes.items()):
+            bench.listener(Progress("prune", number, len(shapes), "timed shape"))
+            folder = bench.folder / f"shape-{name.replace(' ', '-')}"
+            if not (folder / "config.json").is_file():
+                _save_shape(model, teacher, shape, folder)
+            targets[name] = bench.build(folder, folder.name)
+        p50 = {name: samples.p50_ms for name, samples in bench.time(targets).items()}
+        bench.listener(Progress("prune", len(shapes), len(shapes), "timed shape"))
+        kept = {"p50": p50}
+        write_atomic(bench.folder / "table.json", json.dumps(kept).encode())
+    return table_from_times(kept["p50"], full, count)
+
+
+def table_from_times(p50: Mapping[str, float], full: tuple[int, int], count: int) -> LatencyTable:
+    """The table from medians: `reference`, `full`, `one` layer, `deep` (two layers), and that deep at each level.
+
+    Saved times are differences to the full layers. What the columns save is extended to a layer without any, which
+    gives the FFN's share; attention has the rest.
+
+    Args:
+        p50: milliseconds by shape: the names above, `heads N` and `columns N`.
+        full: heads and columns of an unpruned layer.
+        count: layers of the unpruned model.
+    """
+    heads, columns = full
+    depth = min(count, 2)
+    # Whole and one-layer models, so that a tenth of a millisecond of noise is divided by the layers between them.
+    layer = max((p50["full"] - p50["one"]) / (count - 1) if count > 1 else p50["one"] / 2, 1e-3)
+
+    def saved(kind: str) -> dict[int, float]:
+        found = {name.split()[1]: ms for name, ms in p50.items() if name.startswith(f"{kind} ")}
+        return {int(level): (p50["deep"] - ms) / depth for level, ms in found.items()}
+
+    saved_heads, saved_columns = saved("heads"), saved("columns")
+    ffn = 0.6 * layer
+    if saved_columns:
+        smallest = min(saved_columns)
+        ffn = min(max(saved_columns[smallest] * columns / (columns - smallest), 0.2 * layer), 0.9 * layer)
+    attention = layer - ffn
+    columns_ms = {columns: ffn} | {level: ffn - saved for level, saved in saved_columns.items()}
+    heads_ms = {heads: attention} | {level: attention - saved for level, saved in saved_heads.items()}
+    return LatencyTable(
+        fixed_ms=max(p50["one"] - layer, 0.0),
+        heads_ms=_rising(heads_ms),
+        columns_ms=_rising(columns_ms),
+        reference_ms=p50["reference"],
+    )
+
+
+def _rising(times: Mapping[int, float]) -> dict[int, float]:
+    """Noise taken out as far as it contradicts itself: more never costs less, and nothing costs less than nothing."""
+    least = 0.0
+    rising = {}
+    for level in sorted(times):
+        least = rising[level] = max(least, times[level])
+    return rising
+
+
+def _aim_ms(goal: Goal, table: LatencyTable) -> float:
+    aims = []
+    if goal.speedup is not None:
+        aims.append(table.reference_ms / goal.speedup)
+    if goal.p50_ms is not None:
+        aims.append(goal.p50_ms)
+    if goal.p99_ms is not None:
+        aims.append(goal.p99_ms / 2)  # a small model's p99 over real lengths is about twice its p50
+    return min(aims)
+
+
+def _search(
+    bench: Bench,
+    model: Any,
+    levels: Any,
+    table: LatencyTable,
+    budget_ms: float,
+    batches: Any,
+    settings: Prune,
+    seed: int,
+) -> tuple[list[LayerChoice], float] | None:
+    """The choice whose cut model is nearest to the whole one, over random weights of the layers (SPDY)."""
+    import torch
+
+    from deploykit.compress.calibrate import divergence, pruned_copy
+
+    options = [
+        layer_options(
+            {n: level.error for n, level in heads.items()}, {n: level.error for n, level in columns.items()}, table
+        )
+        for heads, columns in zip(levels.heads, levels.columns, strict=True)
+    ]
+    few = batches[: max(1, len(batches) // 2)]
+    with torch.inference_mode():
+        expected = [model(**batch)[bench.task.output] for batch in few]
+    random = np.random.default_rng(seed)
+    best: tuple[list[LayerChoice], float] | None = None
+    weights = np.ones(len(options))
+    seen: dict[tuple[LayerChoice, ...], float] = {}
+    for number in range(settings.tries):
+        tried = weights if number == 0 else np.exp(np.log(weights) + random.normal(0, 1.5, len(options)))
+        choice = cheapest(options, tried.tolist(), budget_ms - table.fixed_ms)
+        if choice is None:
+            return None
+        if choice not in seen:
+            small, _ = pruned_copy(model, levels, choice)
+            seen[choice] = divergence(small, few, expected, bench.task.output)
+        if best is None or seen[choice] < best[1]:
+            best, weights = (list(choice), seen[choice]), tried
+        bench.listener(Progress("prune", number + 1, settings.tries, "choice", {"divergence": best[1]}))
+    return best
+
+
+def _smallest(levels: Any, table: LatencyTable) -> list[LayerChoice]:
+    """One layer at its quickest level: the one whose parts lose least."""
+    options: list[tuple[float, float, int, tuple[int, int]]] = []
+    for number, (heads, columns) in enumerate(zip(levels.heads, levels.columns, strict=True)):
+        least = min(heads), min(columns)
+        options.append((table.layer_ms(least), heads[least[0]].error + columns[least[1]].error, number, least))
+    chosen = min(options)
+    return [chosen[3] if number == chosen[2] else None for number in range(len(levels.heads))]
+
+
+def _recover(
+    workspace: Path, teacher: Path, out: Path, task: Task, data: LabelledData, settings: Prune, finetune: Finetune,
+    seed: int, info: dict[str, Any], listener: Listener,
+) -> float:  # fmt: skip
+    from deploykit.train.finetune import Lesson
+    from deploykit.train.finetune import finetune as train
+
+    lesson = Lesson(teacher, settings.temperature, settings.soft_weight, settings.hidden_weight)
+    changed = {"epochs": settings.epochs, "learning_rate": settings.learning_rate, "strategy": "full", "dropout": 0.0}
+    result = train(
+        workspace / "pruned",
+        data,
+        finetune.model_copy(update=changed),
+        task,
+        out,
+        workspace=workspace / "recovery",
+        seed=seed,
+        lesson=lesson,
+        stage="prune",
+        listener=listener,
+    )
+    info["recovery"] = json.loads(json.dumps(asdict(result)))
+    return float(result.metrics[task.metric])
+
+
+def _write_pruned(
+    model: Any, batches: Any, choice: Sequence[LayerChoice], teacher: Path, out: Path, listener: Listener
+) -> None:
+    _save(_levels(model, _full_of(model), batches, listener), model, choice, teacher, out)
+
+
+def _levels(model: Any, full: tuple[int, int], batches: Any, listener: Listener) -> Any:
+    from deploykit.compress.calibrate import candidates
+
+    heads, columns = _timed(full[0], _HEADS, 1), _timed(full[1], _COLUMNS, _MULTIPLE)
+    return candidates(model, batches, heads=heads, columns=columns, listener=listener)
+
+
+def _save(levels: Any, model: Any, choice: Sequence[LayerChoice], teacher: Path, out: Path) -> None:
+    from deploykit.compress.calibrate import pruned_copy
+
+    small, plan = pruned_copy(model, levels, choice)
+    _save_model(small, teacher, out, {"pruning.json": asdict(plan)})
+
+
+def _save_shape(model: Any, teacher: Path, shape: Sequence[tuple[int, int]], out: Path) -> None:
+    """A model of this shape; which heads and columns it has does not matter to the clock."""
+    small = copy.deepcopy(model)
+    cut(small, PruningPlan(tuple(LayerPlan(n, tuple(range(h)), tuple(range(c))) for n, (h, c) in enumerate(shape))))
+    _save_model(small, teacher, out, {})
+
+
+def _save_model(model: Any, teacher: Path, out: Path, beside: Mapping[str, Any]) -> None:
+    """A checkpoint folder; config.json, whose presence says that it is complete, comes last."""
+    scratch = out.with_name(f"{out.name}-saving")
+    shutil.rmtree(scratch, ignore_errors=True)
+    with quiet_transformers():
+        model.save_pretrained(scratch)
+    for path in teacher.iterdir():
+        if path.is_file() and path.name not in ("config.json", "manifest.json") and path.suffix != ".safetensors":
+            shutil.copy2(path, scratch / path.name)
+    for name, value in beside.items():
+        (scratch / name).write_text(json.dumps(value), encoding="utf-8")
+    shutil.rmtree(out, ignore_errors=True)
+    scratch.rename(out)
+
+
+def _calibration_batches(encoder: Any, texts: Sequence[str]) -> list[dict[str, Any]]:
+    import torch
+
+    ordered = sorted(texts, key=len)
+    return [
+        {name: torch.from_numpy(values) for name, values in encoder.encode(ordered[start : start + 16]).items()}
+        for start in range(0, len(ordered), 16)
+    ]
+
+
+def _sampled(texts: Sequence[str], count: int, seed: int) -> list[str]:
+    chosen = np.random.default_rng(seed).permutation(len(texts))[:count]
+    return [texts[index] for index in chosen]
+
+
+def _timed(full: int, shares: Sequence[float], multiple: int) -> list[int]:
+    return sorted(
+        {max(multiple if full >= multiple else 1, round(full * share / multiple) * multiple) for share in shares}
+    )
+
+
+def _full_of(model: Any) -> tuple[int, int]:
+    return encoder_layers(model)[0].shape
+
+
+def _full(teacher: Path, task: Task) -> tuple[int, int]:
+    return _full_of(task.load_model(teacher))
+
+
+def _words(choice: Sequence[LayerChoice]) -> str:
+    return ", ".join(f"layer {n}: {c[0]} heads, {c[1]} columns" for n, c in enumerate(choice) if c)
+
+
+def _kept(path: Path) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found

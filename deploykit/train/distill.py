@@ -1,0 +1,156 @@
+"""Distillation: a small model learns from a large one's answers, which are computed once and kept on disk.
+
+The loss is that of Hinton, Vinyals and Dean 2015 (softened logits, at temperature T, times T squared) beside the
+labels, and the mean squared difference of the last hidden states over real tokens, as in Jiao et al. 2020 (TinyBERT).
+"""
+
+from __future__ import annotations
+
+__all__ = ["Distillation", "Teacher", "distillation_loss", "teach", "with_teacher"]
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deploykit.artifacts.atomic import write_atomic
+from deploykit.artifacts.digest import digest_json
+from deploykit.events import Listener, Progress, ignore
+
+_BATCH = 32
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """What a teacher answers to the training rows.
+
+    Attributes:
+        logits: float32 [rows, labels].
+        hidden: the last hidden states of all rows' tokens, float16 [tokens, width], one row after the other.
+        starts: where each row's tokens begin, int64 [rows + 1].
+    """
+
+    logits: NDArray[np.float32]
+    hidden: NDArray[np.float16]
+    starts: NDArray[np.int64]
+
+    def hidden_of(self, row: int) -> NDArray[np.float16]:
+        """One row's hidden states, [tokens, width]."""
+        return self.hidden[self.starts[row] : self.starts[row + 1]]
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """What to learn from a teacher.
+
+    Attributes:
+        teacher: its answers to the training rows, in their order.
+        temperature: that softens the logits.
+        soft_weight: of the teacher's answers; the labels have the rest of 1.
+        hidden_weight: of the hidden states; 0 leaves them out.
+    """
+
+    teacher: Teacher
+    temperature: float
+    soft_weight: float
+    hidden_weight: float
+
+
+def teach(
+    model: Any, features: Sequence[Mapping[str, Any]], output: str, pad: Callable[..., Any], folder: Path,
+    *, identity: str, stage: str = "prune", listener: Listener = ignore,
+) -> Teacher:  # fmt: skip
+    """A teacher's answers to the rows; computed once, then read from `folder`.
+
+    Args:
+        model: the teacher, which answers in evaluation mode.
+        features: tokenized rows with `input_ids`.
+        output: the name of the logits in its output.
+        pad: makes a batch of rows, as PyTorch tensors.
+        folder: where the answers are kept, as NumPy files that are read as memory maps.
+        identity: of the teacher and of the rows' texts; answers of another are not used.
+        stage: what progress is reported as.
+        listener: hears of progress.
+    """
+    import torch
+
+    lengths = np.array([len(row["input_ids"]) for row in features], dtype=np.int64)
+    starts = np.concatenate([[0], np.cumsum(lengths)])
+    note = {"identity": identity, "rows": digest_json([list(map(int, row["input_ids"])) for row in features])}
+    files = {name: folder / f"teacher-{name}.npy" for name in ("logits", "hidden")}
+    done = folder / "teacher.json"
+    if not (done.is_file() and json.loads(done.read_text(encoding="utf-8")) == note):
+        done.unlink(missing_ok=True)
+        logits = np.empty((0, 0), np.float32)
+        hidden = np.lib.format.open_memmap(
+            files["hidden"], mode="w+", dtype=np.float16, shape=(int(starts[-1]), model.config.hidden_size)
+        )
+        order = np.argsort(lengths, kind="stable")
+        model.eval()
+        device = next(model.parameters()).device
+        for begin in range(0, len(order), _BATCH):
+            rows = order[begin : begin + _BATCH]
+            batch = pad([{key: features[row][key] for key in features[row] if key != "labels"} for row in rows])
+            with torch.inference_mode():
+                found = model(**{key: value.to(device) for key, value in batch.items()}, output_hidden_states=True)
+            answers = found[output].float().cpu().numpy()
+            states = found.hidden_states[-1].half().cpu().numpy()
+            logits = np.empty((len(order), answers.shape[1]), np.float32) if not logits.size else logits
+            logits[rows] = answers
+            for place, row in enumerate(rows):
+                hidden[starts[row] : starts[row + 1]] = states[place, : lengths[row]]
+            listener(Progress(stage, min(begin + _BATCH, len(order)), len(order), "taught message"))
+        hidden.flush()
+        np.save(files["logits"], logits)
+        write_atomic(done, json.dumps(note).encode())
+    return Teacher(np.load(files["logits"]), np.load(files["hidden"], mmap_mode="r"), starts)
+
+
+def distillation_loss(outputs: Any, batch: Mapping[str, Any], output: str, settings: Distillation) -> Any:
+    """The loss of one batch, a scalar tensor.
+
+    Args:
+        outputs: the student's, with the loss on the labels, and hidden states where they count.
+        batch: with `attention_mask`, `teacher_logits` and `teacher_hidden` (padded to the batch's length).
+        output: the name of the logits.
+        settings: what to learn.
+    """
+    from torch.nn import functional
+
+    heat = settings.temperature
+    soft = functional.kl_div(
+        functional.log_softmax(outputs[output].float() / heat, dim=-1),
+        functional.log_softmax(batch["teacher_logits"] / heat, dim=-1),
+        reduction="batchmean",
+        log_target=True,
+    )
+    loss = settings.soft_weight * heat**2 * soft + (1 - settings.soft_weight) * outputs["loss"]
+    if settings.hidden_weight:
+        mask = batch["attention_mask"].unsqueeze(-1).float()
+        difference = (outputs.hidden_states[-1].float() - batch["teacher_hidden"]) * mask
+        loss = loss + settings.hidden_weight * difference.square().sum() / (mask.sum() * difference.shape[-1])
+    return loss
+
+
+def with_teacher(pad: Callable[..., Any], teacher: Teacher) -> Callable[[Sequence[Mapping[str, Any]]], Any]:
+    """A collator that adds the teacher's answers to rows which have their number under `row`."""
+    import torch
+
+    def collate(rows: Sequence[Mapping[str, Any]]) -> Any:
+        batch = pad([{key: value for key, value in row.items() if key != "row"} for row in rows])
+        if "row" in rows[0]:
+            numbers = [int(row["row"]) for row in rows]
+            length = batch["input_ids"].shape[1]
+            hidden = np.zeros((len(rows), length, teacher.hidden.shape[1]), dtype=np.float32)
+            for place, number in enumerate(numbers):
+                states = teacher.hidden_of(number)
+                hidden[place, : len(states)] = states
+            batch["teacher_logits"] = torch.from_numpy(teacher.logits[numbers])
+            batch["teacher_hidden"] = torch.from_numpy(hidden)
+        return batch
+
+    return collate

@@ -1,0 +1,152 @@
+"""Pruning to a goal: the table from the clock, the choice under it, the recovery, and going on after an interruption.
+
+The clock here is a formula of the shape, so that nothing depends on the machine; what it times are real cut models.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from deploykit.events import Progress, Warn
+from deploykit.latency.measure import Samples
+from deploykit.pipeline import compression
+from deploykit.pipeline.compression import prune_to_goal, table_from_times
+from deploykit.recipe import Finetune, Goal, Prune, Quantize
+from deploykit.runners import Target
+from deploykit.tasks import find_task
+from deploykit.tasks.pruned import encoder_layers
+
+TASK = find_task("text-classification")
+
+
+def clock(shapes: list[tuple[int, int]]) -> float:
+    """0.2 ms, and for each layer 0.05 for a head and 0.002 for an FFN column."""
+    return 0.2 + sum(0.05 * heads + 0.002 * columns for heads, columns in shapes)
+
+
+@pytest.fixture
+def timed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Times the shape of a checkpoint; PyTorch takes 10 ms. Returns the names of what was timed."""
+    names: list[str] = []
+
+    def build(self: Any, checkpoint: Path, name: str) -> Target:
+        return Target("onnxruntime", str(checkpoint))
+
+    def time(self: Any, targets: Mapping[str, Target]) -> dict[str, Samples]:
+        found = {}
+        for name, target in targets.items():
+            names.append(name)
+            shapes = [layer.shape for layer in encoder_layers(TASK.load_model(Path(target.location)))]
+            ms = 10.0 if target.kind == "torch" else clock(shapes)
+            found[name] = Samples(name, (np.array([ms]),))
+        return found
+
+    monkeypatch.setattr(compression.Bench, "build", build)
+    monkeypatch.setattr(compression.Bench, "time", time)
+    return names
+
+
+@pytest.fixture
+def prune(trained: Path, toy_data: Any, tmp_path: Path, timed: list[str]) -> Callable[..., Any]:
+    def call(goal: Goal, out: str = "out", listener: Any = lambda event: None, **settings: Any) -> Any:
+        info: dict[str, Any] = {}
+        (tmp_path / out).mkdir()
+        outcome = prune_to_goal(
+            trained,
+            tmp_path / out,
+            task=TASK,
+            data=toy_data,
+            settings=Prune(**{"epochs": 3, "learning_rate": 5e-3, "calibration_rows": 64, "tries": 8, **settings}),
+            finetune=Finetune(freeze_embeddings=False),
+            goal=goal,
+            quantize=Quantize(),
+            target="triton-25.08",
+            threads=1,
+            seed=0,
+            workspace=tmp_path / "work",
+            info=info,
+            listener=listener,
+        )
+        return outcome, info, tmp_path / out
+
+    return call
+
+
+def test_the_table_takes_the_clock_apart() -> None:
+    heads, columns = 12, 1536
+    shapes = {"one": [(12, 1536)], "deep": [(12, 1536)] * 2, "full": [(12, 1536)] * 6}
+    shapes |= {f"heads {n}": [(n, 1536)] * 2 for n in (6, 2)} | {f"columns {n}": [(12, n)] * 2 for n in (768, 96)}
+    table = table_from_times({"reference": 20.0} | {k: clock(v) for k, v in shapes.items()}, (heads, columns), 6)
+    assert table.fixed_ms == pytest.approx(0.2)
+    assert table.heads_ms == pytest.approx({2: 0.1, 6: 0.3, 12: 0.6})
+    assert table.columns_ms == pytest.approx({96: 0.192, 768: 1.536, 1536: 3.072})
+    assert table.model_ms([(12, 1536), None, (2, 96)]) == pytest.approx(clock([(12, 1536), (2, 96)]))
+
+
+def test_noise_does_not_make_more_cost_less() -> None:
+    times = {
+        "reference": 9.0,
+        "full": 3.0,
+        "one": 1.0,
+        "deep": 2.0,
+        "heads 2": 2.1,
+        "columns 32": 1.0,
+        "columns 16": 1.2,
+    }
+    table = table_from_times(times, (4, 64), 3)
+    for levels in (table.heads_ms, table.columns_ms):
+        ordered = [levels[level] for level in sorted(levels)]
+        assert ordered == sorted(ordered)
+        assert ordered[0] >= 0
+
+
+def test_a_model_is_pruned_to_the_goal_and_recovers(prune: Any, trained: Path, toy_data: Any) -> None:
+    whole = clock([(4, 64)] * 2)
+    goal = Goal(p50_ms=0.7 * whole)
+    outcome, info, out = prune(goal)
+    shapes = [layer.shape for layer in encoder_layers(TASK.load_model(out))]
+    assert clock(shapes) <= goal.p50_ms
+    assert info["rounds"][-1]["predicted_ms"] == pytest.approx(clock(shapes), rel=0.1)
+    assert "% on validation" in outcome
+    plan = json.loads((out / "pruning.json").read_text())
+    assert [(len(layer["heads"]), len(layer["columns"])) for layer in plan["layers"]] == shapes
+    assert info["recovery"]["metrics"]["accuracy"] > 0.9
+    assert (out / "tokenizer.json").is_file()
+
+
+def test_a_goal_that_is_met_already_prunes_nothing(prune: Any, trained: Path) -> None:
+    outcome, info, out = prune(Goal(speedup=2.0))
+    assert "nothing pruned" in outcome
+    assert (out / "model.safetensors").read_bytes() == (trained / "model.safetensors").read_bytes()
+    assert info["rounds"] == []
+
+
+def test_a_goal_beyond_the_smallest_model_is_said_and_that_one_made(prune: Any) -> None:
+    events: list[Any] = []
+    outcome, _, out = prune(Goal(p50_ms=0.21), listener=events.append, epochs=0.1)
+    assert any(isinstance(event, Warn) and "it is made all the same" in event.message for event in events)
+    layers = encoder_layers(TASK.load_model(out))
+    assert [layer.shape for layer in layers] == [(1, 32)]
+    assert "1 heads, 32 columns" in outcome
+
+
+def test_an_interrupted_call_goes_on_and_times_nothing_again(prune: Any, timed: list[str]) -> None:
+    goal = Goal(p50_ms=0.7 * clock([(4, 64)] * 2))
+
+    def interrupt(event: Any) -> None:
+        if isinstance(event, Progress) and event.unit == "step" and event.done == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prune(goal, listener=interrupt)
+    before = len(timed)
+    assert before
+    _, info, _ = prune(goal, out="second")
+    assert len(timed) == before
+    assert info["recovery"]["metrics"]["accuracy"] > 0.9

@@ -1,0 +1,134 @@
+"""Distillation: the teacher is asked once, padding does not count, and the student comes nearer to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from deploykit.events import Progress
+from deploykit.recipe import Finetune
+from deploykit.runners import Target, infer_all, open_runner
+from deploykit.tasks import find_task
+from deploykit.train.distill import Distillation, Teacher, distillation_loss
+from deploykit.train.finetune import Lesson, finetune
+
+TASK = find_task("text-classification")
+
+
+class Output(dict[str, Any]):
+    """As transformers gives it: keys and attributes."""
+
+    def __getattr__(self, name: str) -> Any:
+        return self[name]
+
+
+def loss_of(logits: torch.Tensor, hidden: torch.Tensor, batch: dict[str, Any], **settings: float) -> float:
+    empty = Teacher(np.zeros((1, 1), np.float32), np.zeros((1, 1), np.float16), np.zeros(2, np.int64))
+    chosen = {"temperature": 2.0, "soft_weight": 0.9, "hidden_weight": 5.0, **settings}
+    outputs = Output(logits=logits, loss=torch.tensor(7.0), hidden_states=(None, hidden))
+    return float(distillation_loss(outputs, batch, "logits", Distillation(empty, **chosen)))
+
+
+def batch_of(logits: torch.Tensor, hidden: torch.Tensor) -> dict[str, Any]:
+    mask = torch.tensor([[1, 1, 0], [1, 1, 1]])
+    return {"teacher_logits": logits, "teacher_hidden": hidden, "attention_mask": mask}
+
+
+def test_the_loss_of_the_teacher_itself_is_that_of_the_labels() -> None:
+    logits, hidden = torch.randn(2, 5), torch.randn(2, 3, 4)
+    assert loss_of(logits, hidden, batch_of(logits, hidden)) == pytest.approx(0.1 * 7, abs=1e-5)
+
+
+def test_the_loss_is_as_defined_and_padding_does_not_count() -> None:
+    logits, other = torch.randn(2, 5), torch.randn(2, 5)
+    hidden = torch.randn(2, 3, 4)
+    moved = hidden.clone()
+    moved[0, 2] += 100  # padding
+    moved[1, 0, 0] += 2
+    soft = (other / 3).softmax(-1)
+    divergence = (soft * (soft.log() - (logits / 3).log_softmax(-1))).sum(-1).mean()
+    expected = 0.4 * 9 * float(divergence) + 0.6 * 7 + 2 * (4 / (5 * 4))
+    found = loss_of(logits, moved, batch_of(other, hidden), temperature=3.0, soft_weight=0.4, hidden_weight=2.0)
+    assert found == pytest.approx(expected, rel=1e-4)
+
+
+def logits_of(folder: Path, texts: Any) -> np.ndarray:
+    with open_runner(Target("torch", str(folder), threads=1)) as runner:
+        return infer_all(runner, list(texts), [[index] for index in range(len(texts))])["logits"]
+
+
+def test_a_student_comes_nearer_to_its_teacher_and_the_teacher_is_asked_once(
+    trained: Path, tiny_checkpoint: Callable[..., Path], toy_data: Any, tmp_path: Path
+) -> None:
+    student = tiny_checkpoint("bert", num_hidden_layers=1, initializer_range=0.05, seed=5)
+    events: list[Any] = []
+
+    def learn(out: str, epochs: float) -> Path:
+        finetune(
+            student,
+            toy_data,
+            Finetune(epochs=epochs, learning_rate=5e-3, freeze_embeddings=False, dropout=0.0),
+            TASK,
+            tmp_path / out,
+            workspace=tmp_path / "work",
+            lesson=Lesson(trained, soft_weight=1.0),
+            stage="prune",
+            listener=events.append,
+        )
+        return tmp_path / out
+
+    texts = toy_data.validation.texts
+    wanted = logits_of(trained, texts)
+    near = logits_of(learn("out", 12), texts)
+    far = logits_of(student, texts)
+    assert np.abs(near - wanted).mean() < 0.3 * np.abs(far - wanted).mean()
+    assert (near.argmax(-1) == wanted.argmax(-1)).mean() > 0.9
+
+    def taught() -> int:
+        return sum(isinstance(event, Progress) and event.unit == "taught message" for event in events)
+
+    asked = taught()
+    assert asked
+    learn("again", 12)
+    assert taught() == asked, "its answers were kept"
+
+
+def test_the_last_answers_of_another_teacher_are_not_used(
+    trained: Path, tiny_checkpoint: Callable[..., Path], toy_data: Any, tmp_path: Path
+) -> None:
+    from deploykit.train.distill import teach
+
+    model = SimpleNamespace()
+    rows = [{"input_ids": [1, 2, 3]}]
+    calls: list[int] = []
+
+    def answer(**batch: Any) -> Any:
+        calls.append(1)
+        return Output(logits=torch.zeros(1, 2), hidden_states=(torch.zeros(1, 3, 4),))
+
+    class Model:
+        config = SimpleNamespace(hidden_size=4)
+
+        def eval(self) -> None:
+            model.evaluated = True
+
+        def parameters(self) -> Any:
+            return iter([torch.zeros(1)])
+
+        def __call__(self, **batch: Any) -> Any:
+            return answer(**batch)
+
+    def pad(rows: Any) -> Any:
+        return {"input_ids": torch.tensor([row["input_ids"] for row in rows])}
+
+    for identity in ("a", "a", "b"):
+        teach(Model(), rows, "logits", pad, tmp_path, identity=identity)
+    assert len(calls) == 2
+    teach(Model(), [{"input_ids": [1, 2, 4]}], "logits", pad, tmp_path, identity="b")
+    assert len(calls) == 3
