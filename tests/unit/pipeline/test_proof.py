@@ -234,7 +234,13 @@ def test_forms_agree_on_long_messages_where_the_tokenizer_has_no_length(tiny_che
 
 
 def run_proof(
-    finetuned: Path, exported_to: Path, shipped: Path, data: Any, out: Path, scheme: str = "int8"
+    finetuned: Path,
+    exported_to: Path,
+    shipped: Path,
+    data: Any,
+    out: Path,
+    scheme: str = "int8",
+    pruned: Path | None = None,
 ) -> tuple[ParityReport, dict[str, Any]]:
     recipe = Recipe.model_validate(
         {
@@ -249,12 +255,26 @@ def run_proof(
     folders = {"finetune": finetuned, "export": exported_to, "quantize": shipped}
     context = SimpleNamespace(
         recipe=recipe, task=TASK, data=lambda: data, folder=folders.__getitem__, listener=lambda event: None,
-        info=lambda stage: {"scheme": scheme},
+        info=lambda stage: {"scheme": scheme}, checkpoint=pruned or folders["finetune"],
     )  # fmt: skip
     out.mkdir()
     draft = SimpleNamespace(path=out, info={})
     prove(context, draft)  # type: ignore[arg-type]
     return ParityReport.model_validate_json((out / "parity.json").read_text(encoding="utf-8")), draft.info
+
+
+def test_a_pruned_runs_export_is_held_against_the_pruned_model_and_its_task_against_the_whole_one(
+    exported: Callable[[str], Any], tiny_checkpoint: Callable[..., Path], int8: Path, toy_data: Any, tmp_path: Path
+) -> None:
+    source = exported("bert")
+    whole = tiny_checkpoint("bert", num_hidden_layers=1, initializer_range=0.05, seed=5)  # that has learned nothing
+    report, _ = run_proof(whole, source.folder, int8, toy_data, tmp_path / "out", pruned=source.checkpoint)
+    fidelity = next(check for check in report.checks if check.check == "float32 ONNX against pruned PyTorch")
+    assert fidelity.outcome == "pass"
+    assert report.drop is not None
+    assert report.drop < -0.3, "better than the whole model by far, which was asked at the task"
+    wrong, _ = run_proof(whole, source.folder, int8, toy_data, tmp_path / "wrong")
+    assert wrong.verdict == "fail"
 
 
 def test_a_run_with_a_right_model_passes_and_says_it_was_not_served(
