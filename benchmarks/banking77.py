@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from machine_facts import finish
+from peers import as_exported, as_onnxruntime_quantizes, latency_rows
 
 from deploykit.cli.render import Screen
-from deploykit.compress.quantize import Variant, quantize
 from deploykit.data.readers import read_rows
 from deploykit.data.table import Columns
 from deploykit.latency.measure import Samples, measure, spread_over
@@ -66,12 +66,8 @@ def main() -> None:
         texts = read_rows(options.test, Columns(options.text, None)).texts
         messages = spread_over(texts, options.messages)
         with tempfile.TemporaryDirectory() as scratch:
-            plain, peer = Path(scratch) / "plain", Path(scratch) / "peer"
-            quantize(folders["export"], peer, Variant("int8_dynamic", "plain"))
-            plain.mkdir()
-            for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
-                (plain / name).symlink_to((folders["export"] / name).resolve())
-            (plain / "model.onnx").write_bytes((folders["export"] / "plain.onnx").read_bytes())
+            plain = as_exported(folders["export"], Path(scratch) / "plain")
+            peer = as_onnxruntime_quantizes(folders["export"], Path(scratch) / "peer")
             with open_server("embedded", folders["package"], None) as server:
                 targets = {
                     "PyTorch eager fp32": Target("torch", str(folders["finetune"]), device="cpu"),
@@ -114,15 +110,7 @@ def _figures(
         "size_mb": {"pytorch": result.reference.size_mb, "shipped": result.shipped.size_mb},
         "timed_messages": timed["int8 deploykit"].n,
         "stolen_cpu": timed["int8 deploykit"].stolen,
-        "latency": {
-            name: {
-                "p50_ms": round(samples.p50_ms, 3),
-                "block_medians_ms": [round(value, 3) for value in samples.p50_range_ms],
-                "p99_ms": round(samples.p99_ms, 3),
-                "speedup": round(base / samples.p50_ms, 2),
-            }
-            for name, samples in timed.items()
-        },
+        "latency": latency_rows(timed, "PyTorch eager fp32"),
         "speedup_int8": base / ours,
         "served_beyond_in_process_ms": served - ours,
     }

@@ -155,7 +155,7 @@ def prune_to_goal(
     kept = _kept(workspace / "choice.json")
     if kept is None:
         choice, found = _choose(bench, teacher, model, batches, goal, settings, seed)
-        kept = {"choice": choice, **found}
+        kept = json.loads(json.dumps({"choice": choice, **found}))
         write_atomic(workspace / "choice.json", json.dumps(kept).encode())
     choice = [None if layer is None else (int(layer[0]), int(layer[1])) for layer in kept["choice"]]
     info.update(kept)

@@ -117,6 +117,7 @@ def test_a_model_is_pruned_to_the_goal_and_recovers(prune: Any, trained: Path, t
     plan = json.loads((out / "pruning.json").read_text())
     assert [(len(layer["heads"]), len(layer["columns"])) for layer in plan["layers"]] == shapes
     assert info["recovery"]["metrics"]["accuracy"] > 0.9
+    assert json.loads(json.dumps(info)) == info, "a manifest takes it"
     assert (out / "tokenizer.json").is_file()
 
 

@@ -1,0 +1,108 @@
+"""Pruning to a speed: what is left of accuracy, time and size, beside the unpruned model and its peers, in one run.
+
+    python benchmarks/compression.py --train train.csv --test test.csv --speedup 20
+
+The recipe runs twice, without and with the goal; both share data and fine-tuning. Then PyTorch eager, onnxruntime
+float32, onnxruntime's own int8 of the unpruned model, deploykit's int8 of it and the pruned model are timed in
+alternating blocks, each in its own process, from text to answer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from machine_facts import finish
+from peers import as_exported, as_onnxruntime_quantizes, latency_rows
+
+from deploykit.cli.render import Screen
+from deploykit.data.readers import read_rows
+from deploykit.data.table import Columns
+from deploykit.latency.measure import measure, spread_over
+from deploykit.parity.report import ParityReport
+from deploykit.pipeline.plan import make_plan
+from deploykit.pipeline.run import run_recipe
+from deploykit.recipe import Recipe, load_recipe
+from deploykit.runners import Target
+
+ROOT = Path(__file__).parents[1]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--train", required=True)
+    parser.add_argument("--test", required=True)
+    parser.add_argument("--text", default="text")
+    parser.add_argument("--label", default="category")
+    parser.add_argument("--recipe", type=Path, default=ROOT / "recipes" / "banking77.yaml")
+    parser.add_argument("--speedup", type=float, default=20.0)
+    parser.add_argument("--workspace", type=Path, default=Path(".deploykit"))
+    parser.add_argument("--repository", type=Path, default=Path("model_repository"))
+    parser.add_argument("--messages", type=int, default=600, help="messages timed per target")
+    parser.add_argument("--blocks", type=int, default=10)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--save", action="store_true", help="keep the result in benchmarks/results/")
+    options = parser.parse_args()
+
+    settings = [f"data.train={options.train}", f"data.test={options.test}"]
+    settings += [f"data.text={options.text}", f"data.label={options.label}"]
+    whole = load_recipe(options.recipe, settings)
+    pruned = load_recipe(options.recipe, [*settings, f"goal.speedup={options.speedup}"])
+    with Screen() as screen:
+        where = {"workspace": options.workspace, "repository": options.repository, "listener": screen}
+        run_recipe(whole, until="quantize", **where)
+        result = run_recipe(pruned, **where)
+        assert result is not None
+        folders, small = _folders(whole, options.workspace), _folders(pruned, options.workspace)
+        texts = read_rows(options.test, Columns(options.text, None)).texts
+        with tempfile.TemporaryDirectory() as scratch:
+            plain = as_exported(folders["export"], Path(scratch) / "plain")
+            peer = as_onnxruntime_quantizes(folders["export"], Path(scratch) / "peer")
+            targets = {
+                "PyTorch eager fp32": Target("torch", str(folders["finetune"]), device="cpu"),
+                "onnxruntime fp32": Target("onnxruntime", str(plain)),
+                "int8 as onnxruntime quantizes it": Target("onnxruntime", str(peer)),
+                "int8 deploykit, unpruned": Target("onnxruntime", str(folders["quantize"])),
+                "int8 deploykit, pruned": Target("onnxruntime", str(small["quantize"])),
+            }
+            timed = measure(targets, spread_over(texts, options.messages), blocks=options.blocks, listener=screen)
+    parity = ParityReport.model_validate_json(Path(result.parity).read_text(encoding="utf-8"))
+    manifest = json.loads((small["prune"] / "manifest.json").read_text(encoding="utf-8"))
+    ours = timed["int8 deploykit, pruned"]
+    figures: dict[str, Any] = {
+        "speedup_asked": options.speedup,
+        "verdict": result.verdict,
+        "goal": [check.model_dump() for check in result.goal],
+        "exit_code": result.exit_code,
+        "n": parity.n,
+        "accuracy_unpruned_pytorch": parity.reference,
+        "accuracy_shipped": parity.candidate,
+        "drop": parity.drop,
+        "drop_upper_95": parity.drop_upper,
+        "discordant": parity.discordant,
+        "kept": manifest["info"]["choice"],
+        "predicted_and_measured_ms": [
+            [round_["predicted_ms"], round_["measured_ms"]] for round_ in manifest["info"]["rounds"]
+        ],
+        "pruning_and_recovery_s": manifest["seconds"],
+        "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        "size_mb": {"pytorch": result.reference.size_mb, "shipped": result.shipped.size_mb},
+        "timed_messages": ours.n,
+        "stolen_cpu": ours.stolen,
+        "latency": latency_rows(timed, "PyTorch eager fp32"),
+        "over_onnxruntimes_int8": timed["int8 as onnxruntime quantizes it"].p50_ms / ours.p50_ms,
+    }
+    finish("compression", figures, as_json=options.json, save=options.save)
+
+
+def _folders(recipe: Recipe, workspace: Path) -> dict[str, Path]:
+    steps = make_plan(recipe, Path()).steps
+    return {step.stage: workspace / "store" / step.stage / step.key[:16] for step in steps if step.key}
+
+
+if __name__ == "__main__":
+    main()

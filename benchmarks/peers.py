@@ -1,0 +1,37 @@
+"""What others make of the same model, for the benchmarks to time in the same run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from deploykit.compress.quantize import Variant, quantize
+from deploykit.latency.measure import Samples
+
+
+def as_exported(export: Path, out: Path) -> Path:
+    """The exporter's own float32 graph, without deploykit's fusions."""
+    out.mkdir()
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        (out / name).symlink_to((export / name).resolve())
+    (out / "model.onnx").write_bytes((export / "plain.onnx").read_bytes())
+    return out
+
+
+def as_onnxruntime_quantizes(export: Path, out: Path) -> Path:
+    """That graph through onnxruntime's `quantize_dynamic` (what optimum and Olive do for it)."""
+    quantize(export, out, Variant("int8_dynamic", "plain"))
+    return out
+
+
+def latency_rows(timed: dict[str, Samples], reference: str) -> dict[str, dict[str, object]]:
+    """Medians with their spread over the blocks, p99, and the speed-up over a reference, by name."""
+    base = timed[reference].p50_ms
+    return {
+        name: {
+            "p50_ms": round(samples.p50_ms, 3),
+            "block_medians_ms": [round(value, 3) for value in samples.p50_range_ms],
+            "p99_ms": round(samples.p99_ms, 3),
+            "speedup": round(base / samples.p50_ms, 2),
+        }
+        for name, samples in timed.items()
+    }
