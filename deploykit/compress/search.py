@@ -6,7 +6,7 @@ time and an error; errors are weighed by layer, and the weights found by random 
 
 from __future__ import annotations
 
-__all__ = ["LatencyTable", "LayerChoice", "Option", "cheapest", "layer_options"]
+__all__ = ["LatencyTable", "LayerChoice", "Option", "cheapest", "layer_options", "spaced"]
 
 import bisect
 from collections.abc import Mapping, Sequence
@@ -93,12 +93,33 @@ def cheapest(
         best = after
     choice: list[LayerChoice] = []
     at = int(best.argmin())
+    if not np.isfinite(best[at]):
+        return None
     for options, how in zip(reversed(layers), reversed(taken), strict=True):
         option = options[how[at]]
         choice.append(option.choice)
         at -= int(np.ceil(option.ms / step - 1e-9))
     choice.reverse()
     return None if all(layer is None for layer in choice) else tuple(choice)
+
+
+def spaced(layers: Sequence[Sequence[Option]], budget_ms: float) -> list[list[LayerChoice]]:
+    """For every number of layers that fits the budget: those evenly spaced from the first to the last, at best levels.
+
+    The first and the last are kept by what is known of cutting encoders (Fan et al. 2020, Sun et al. 2019): the first
+    one reads the embeddings, and the last one writes for the head.
+    """
+    found = []
+    for count in range(1, len(layers) + 1):
+        kept = {round(number * (len(layers) - 1) / max(count - 1, 1)) for number in range(count)}
+        limited = [
+            [option for option in options if (option.choice is None) == (number not in kept)]
+            for number, options in enumerate(layers)
+        ]
+        choice = cheapest(limited, [1.0] * len(layers), budget_ms)
+        if choice is not None:
+            found.append(list(choice))
+    return found
 
 
 def _between(measured: Mapping[int, float], level: int) -> float:

@@ -169,12 +169,14 @@ class Lesson:
         temperature: that softens the logits.
         soft_weight: of the teacher's answers; the labels have the rest of 1.
         hidden_weight: of its last hidden states, which must be as wide; 0 leaves them out.
+        cache: the folder to keep its answers in; the workspace unless told.
     """
 
     teacher: Path
     temperature: float = 2.0
     soft_weight: float = 0.9
     hidden_weight: float = 5.0
+    cache: Path | None = None
 
 
 def is_main_process() -> bool:
@@ -268,7 +270,9 @@ def _taught(lesson: Lesson, rows: Any, task: Task, pad: Any, workspace: Path, li
     model = task.load_model(lesson.teacher, attn_implementation="sdpa", dtype=torch.float32)
     identity = digest_json(dict(digest_tree(lesson.teacher)))
     device = "cpu" if _on_cpu() else _processes().device
-    teacher = teach(model.to(device), rows, task.output, pad, workspace, identity=identity, listener=listener)
+    folder = lesson.cache or workspace
+    folder.mkdir(parents=True, exist_ok=True)
+    teacher = teach(model.to(device), rows, task.output, pad, folder, identity=identity, listener=listener)
     return Distillation(teacher, lesson.temperature, lesson.soft_weight, lesson.hidden_weight)
 
 

@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from deploykit.compress.search import LatencyTable, Option, cheapest, layer_options
+from deploykit.compress.search import LatencyTable, Option, cheapest, layer_options, spaced
 
 TABLE = LatencyTable(0.3, {2: 0.1, 4: 0.2}, {32: 0.1, 128: 0.3}, 10.0)
 
@@ -50,3 +50,15 @@ def test_no_budget_for_a_layer_is_no_choice() -> None:
     assert cheapest(layers, [1, 1], 0.6) in (((4, 128), None), (None, (4, 128)))
     assert cheapest(layers, [1, 1], 5.0) == ((4, 128), (4, 128))
     assert cheapest(layers, [1, 9], 0.6) == (None, (4, 128)), "the layer that matters more stays"
+
+
+def test_spaced_layers_run_from_the_first_to_the_last_and_use_the_budget() -> None:
+    options = [layer_options({4: 0.0, 2: 0.5}, {128: 0.0, 32: 0.6}, TABLE)] * 6  # 0.5 ms whole, 0.2 ms least
+    assert spaced(options, 0.1) == []
+    found = spaced(options, 1.0)
+    kept = [[number for number, layer in enumerate(choice) if layer is not None] for choice in found]
+    assert kept == [[0], [0, 5], [0, 2, 5], [0, 2, 3, 5], [0, 1, 2, 4, 5]]
+    assert found[0][0] == (4, 128)
+    assert found[1] == [(4, 128), None, None, None, None, (4, 128)]
+    assert all(sum(TABLE.layer_ms(layer) for layer in choice) <= 1.0 + 1e-9 for choice in found)
+    assert len(found) == 5, "six layers take 1.2 ms at least"
