@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import signal
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,12 @@ _FILLING_WORDS = (
     "would like to know since last week still nothing happened and want an answer"
 )
 FILLING = _FILLING_WORDS.split()
+
+
+def pytest_configure() -> None:
+    """Take Ctrl-C again where the shell that started the tests in its background has them ignore it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def toy_message(label: str, rng: random.Random, longest: int = 12) -> str:
