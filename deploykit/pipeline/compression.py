@@ -273,7 +273,7 @@ def _choose(
         nonlocal correction
         folder = _assembled(bench, levels, model, choice, teacher)
         timed = bench.time({"candidate": bench.build(folder, folder.name), "reference": whole["reference"]})
-        ms = timed["candidate"].p50_ms * table.reference_ms / timed["reference"].p50_ms
+        ms = _quiet_ms(timed["candidate"]) * table.reference_ms / _quiet_ms(timed["reference"])
         predicted = table.model_ms(choice) * correction
         found["rounds"].append({"choice": list(choice), "predicted_ms": predicted, "measured_ms": ms})
         bench.listener(Note(f"{_words(choice)}: {predicted:.2f} ms predicted, {ms:.2f} measured, {aim:.2f} aimed at"))
@@ -360,7 +360,7 @@ def _table(
             if not (folder / "config.json").is_file():
                 _save_shape(model, teacher, shape, folder)
             targets[name] = bench.build(folder, folder.name)
-        p50 = {name: samples.p50_ms for name, samples in bench.time(targets).items()}
+        p50 = {name: _quiet_ms(samples) for name, samples in bench.time(targets).items()}
         bench.listener(Progress("prune", len(shapes), len(shapes), "timed shape"))
         kept = {"p50": p50}
         write_atomic(bench.folder / "table.json", json.dumps(kept).encode())
@@ -401,6 +401,11 @@ def table_from_times(p50: Mapping[str, float], full: tuple[int, int], count: int
         columns_ms=_rising(columns_ms),
         reference_ms=p50["reference"],
     )
+
+
+def _quiet_ms(samples: Samples) -> float:
+    """The median of the quietest block: differences of a tenth of a millisecond drown in the others."""
+    return samples.p50_range_ms[0]
 
 
 def _rising(times: Mapping[int, float]) -> dict[int, float]:
