@@ -6,13 +6,12 @@ precision, levels by dynamic programming; then distillation. The test split is n
 
 from __future__ import annotations
 
-__all__ = ["prune_to_goal", "table_from_times"]
+__all__ = ["Recovery", "prune_to_goal"]
 
-import copy
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,23 +22,27 @@ from deploykit.artifacts.atomic import write_atomic
 from deploykit.compress.search import LatencyTable, LayerChoice, Option, cheapest, layer_options, spaced
 from deploykit.data.dataset import LabelledData
 from deploykit.events import Listener, Note, Progress, Warn, ignore
-from deploykit.latency.measure import Samples, measure, spread_over
+from deploykit.latency.measure import spread_over
+from deploykit.pipeline.clock import (
+    COLUMNS_MULTIPLE,
+    Bench,
+    levels_of,
+    measure_table,
+    quiet_ms,
+    read_note,
+    save_model,
+)
 from deploykit.recipe import Finetune, Goal, Prune, Quantize
 from deploykit.runners import Target
 from deploykit.tasks import Task
-from deploykit.tasks.pruned import LayerPlan, PruningPlan, cut, encoder_layers, heads_fixed
-from deploykit.tasks.quiet import quiet_transformers
+from deploykit.tasks.pruned import encoder_layers
 
 if TYPE_CHECKING:
     from deploykit.train.finetune import FinetuneResult
 
 _HEADS = (1.0, 2 / 3, 1 / 2, 1 / 3, 1 / 6)
 _COLUMNS = (1.0, 3 / 4, 1 / 2, 3 / 8, 1 / 4, 1 / 8, 1 / 16)
-_TIMED_HEADS = (1.0, 1 / 2, 1 / 6)
-_TIMED_COLUMNS = (1.0, 1 / 2, 1 / 4, 1 / 16)
-"""Levels as shares of the unpruned layer; between those that are timed, time is a straight line."""
-_MULTIPLE = 32
-"""FFN columns stay in multiples of this, which integer kernels compute in."""
+"""Levels that are scored, as shares of the unpruned layer."""
 _MARGIN = 0.95
 """Of the goal's time that is aimed at: a machine is never as quiet again."""
 _ROUNDS = 3
@@ -50,57 +53,6 @@ _TRIAL_ROWS = 2000
 _TRIAL_EPOCHS = 3.0
 """Of the short recovery that finalists are compared after."""
 _TIMED_MESSAGES = 160
-_BLOCKS = 8
-
-
-@dataclass(frozen=True)
-class Bench:
-    """How a candidate is built and timed: as the recipe's export and quantize stages would.
-
-    Attributes:
-        task: what the model does.
-        quantize: the recipe's section.
-        target: the Triton release to export for.
-        threads: of a session.
-        messages: that are timed.
-        calibration: that static scales are taken from.
-        folder: scratch space that outlives an interruption.
-        seed: of the search.
-        listener: hears of progress.
-    """
-
-    task: Task
-    quantize: Quantize
-    target: str
-    threads: int
-    messages: Sequence[str]
-    calibration: Sequence[str]
-    folder: Path
-    seed: int
-    listener: Listener
-
-    def build(self, checkpoint: Path, name: str) -> Target:
-        """Export and quantize a checkpoint folder; the ONNX folder as a target."""
-        from deploykit.compress.quantize import quantize, scheme_variants
-        from deploykit.export.to_onnx import export_onnx
-
-        exported, out = self.folder / f"{name}-onnx", self.folder / f"{name}-shipped"
-        if not (out / "model.onnx").is_file():
-            export_onnx(checkpoint, exported, self.task, target=self.target, messages=self.messages[:8])
-            if self.quantize.scheme == "none":
-                shutil.copytree(exported, out, dirs_exist_ok=True)
-            else:
-                variants = scheme_variants(self.quantize.scheme, self.quantize.fusions)
-                variant = next((each for each in variants if each.scheme == "int8_static"), variants[0])
-                scratch = self.folder / f"{name}-quantizing"
-                quantize(exported, scratch, variant, calibration=self.calibration)
-                scratch.rename(out)
-            shutil.rmtree(exported, ignore_errors=True)
-        return Target("onnxruntime", str(out), threads=self.threads, task=self.task.name)
-
-    def time(self, targets: Mapping[str, Target]) -> dict[str, Samples]:
-        """Time targets in turn, each in its own process."""
-        return measure(targets, self.messages, blocks=_BLOCKS)
 
 
 @dataclass(frozen=True)
@@ -223,19 +175,19 @@ def prune_to_goal(
     model = task.load_model(teacher, dtype=torch.float32, attn_implementation="sdpa").eval()
     encoder = Encoder(teacher)
     batches = _calibration_batches(encoder, texts)
-    kept = _kept(workspace / "choice.json")
+    kept = read_note(workspace / "choice.json")
     if kept is None:
         choice, found = _choose(bench, recovery, model, batches, goal, settings)
         kept = json.loads(json.dumps({"choice": choice, **found}))
         write_atomic(workspace / "choice.json", json.dumps(kept).encode())
     choice = [None if layer is None else (int(layer[0]), int(layer[1])) for layer in kept["choice"]]
     info.update(kept)
-    if not (workspace / "pruned" / "config.json").is_file():
-        _write_pruned(model, batches, choice, teacher, workspace / "pruned", listener)
-    del model
-    if all(layer == _full(teacher, task) for layer in choice):
+    if choice == [layer.shape for layer in encoder_layers(model)]:
         shutil.copytree(teacher, out, dirs_exist_ok=True, ignore=shutil.ignore_patterns("manifest.json"))
         return "nothing pruned: the whole model is fast enough"
+    if not (workspace / "pruned" / "config.json").is_file():
+        _save(_levels(model, batches, listener), model, choice, teacher, workspace / "pruned")
+    del model
     result = recovery.run(workspace / "pruned", out, workspace / "recovery")
     info["recovery"] = json.loads(json.dumps(asdict(result)))
     shutil.copy2(workspace / "pruned" / "pruning.json", out / "pruning.json")
@@ -247,19 +199,18 @@ def _choose(
     bench: Bench, recovery: Recovery, model: Any, batches: Any, goal: Goal, settings: Prune
 ) -> tuple[list[LayerChoice], dict[str, Any]]:
     """The levels to prune to, and how they were found."""
-    full, teacher = _full_of(model), recovery.teacher
-    count = len(encoder_layers(model))
-    unpruned: list[LayerChoice] = [full] * count
+    teacher = recovery.teacher
+    unpruned: list[LayerChoice] = [layer.shape for layer in encoder_layers(model)]
     whole = {
         "reference": Target("torch", str(teacher), device="cpu", task=bench.task.name),
         "full": bench.build(teacher, "full"),
     }
-    table = _table(bench, model, teacher, full, count, whole)
+    table = measure_table(bench, model, teacher, whole)
     aim = _aim_ms(goal, table) * _MARGIN
     found: dict[str, Any] = {"aim_ms": aim, "table": asdict(table), "rounds": []}
     if table.model_ms(unpruned) <= aim:
         return unpruned, found
-    levels = _levels(model, full, batches, bench.listener)
+    levels = _levels(model, batches, bench.listener)
     options = [
         layer_options(
             {n: level.error for n, level in heads.items()}, {n: level.error for n, level in columns.items()}, table
@@ -273,7 +224,7 @@ def _choose(
         nonlocal correction
         folder = _assembled(bench, levels, model, choice, teacher)
         timed = bench.time({"candidate": bench.build(folder, folder.name), "reference": whole["reference"]})
-        ms = _quiet_ms(timed["candidate"]) * table.reference_ms / _quiet_ms(timed["reference"])
+        ms = quiet_ms(timed["candidate"]) * table.reference_ms / quiet_ms(timed["reference"])
         predicted = table.model_ms(choice) * correction
         found["rounds"].append({"choice": list(choice), "predicted_ms": predicted, "measured_ms": ms})
         bench.listener(Note(f"{_words(choice)}: {predicted:.2f} ms predicted, {ms:.2f} measured, {aim:.2f} aimed at"))
@@ -320,7 +271,7 @@ def _by_trial(
     for number, choice in enumerate(fits):
         folder = _assembled(bench, levels, model, choice, recovery.teacher)
         bench.listener(Note(f"trying {_words(choice)}, {number + 1} of {len(fits)}"))
-        kept = _kept(folder / "trial.json") or {}
+        kept = read_note(folder / "trial.json") or {}
         if not kept:
             with tempfile.TemporaryDirectory(dir=bench.folder) as scratch:
                 result = recovery.run(folder, Path(scratch), bench.folder / f"trial-{folder.name}", trial=True)
@@ -336,85 +287,6 @@ def _assembled(bench: Bench, levels: Any, model: Any, choice: Sequence[LayerChoi
     if not (folder / "config.json").is_file():
         _save(levels, model, choice, teacher, folder)
     return folder
-
-
-def _table(
-    bench: Bench, model: Any, teacher: Path, full: tuple[int, int], count: int, whole: Mapping[str, Target]
-) -> LatencyTable:
-    """Time the parts, in models of one and two layers that have the final graph and precision."""
-    kept = _kept(bench.folder / "table.json")
-    if kept is None:
-        heads, columns = full
-        depth = min(count, 2)
-        shapes = {"one": [full], "deep": [full] * depth}
-        for level in _timed(heads, _TIMED_HEADS, 1) if not heads_fixed(model) else []:
-            if level != heads:
-                shapes[f"heads {level}"] = [(level, columns)] * depth
-        for level in _timed(columns, _TIMED_COLUMNS, _MULTIPLE):
-            if level != columns:
-                shapes[f"columns {level}"] = [(heads, level)] * depth
-        targets = dict(whole)
-        for number, (name, shape) in enumerate(shapes.items()):
-            bench.listener(Progress("prune", number, len(shapes), "timed shape"))
-            folder = bench.folder / f"shape-{name.replace(' ', '-')}"
-            if not (folder / "config.json").is_file():
-                _save_shape(model, teacher, shape, folder)
-            targets[name] = bench.build(folder, folder.name)
-        p50 = {name: _quiet_ms(samples) for name, samples in bench.time(targets).items()}
-        bench.listener(Progress("prune", len(shapes), len(shapes), "timed shape"))
-        kept = {"p50": p50}
-        write_atomic(bench.folder / "table.json", json.dumps(kept).encode())
-    return table_from_times(kept["p50"], full, count)
-
-
-def table_from_times(p50: Mapping[str, float], full: tuple[int, int], count: int) -> LatencyTable:
-    """The table from medians: `reference`, `full`, `one` layer, `deep` (two layers), and that deep at each level.
-
-    Saved times are differences to the full layers. What the columns save is extended to a layer without any, which
-    gives the FFN's share; attention has the rest.
-
-    Args:
-        p50: milliseconds by shape: the names above, `heads N` and `columns N`.
-        full: heads and columns of an unpruned layer.
-        count: layers of the unpruned model.
-    """
-    heads, columns = full
-    depth = min(count, 2)
-    # Whole and one-layer models, so that a tenth of a millisecond of noise is divided by the layers between them.
-    layer = max((p50["full"] - p50["one"]) / (count - 1) if count > 1 else p50["one"] / 2, 1e-3)
-
-    def saved(kind: str) -> dict[int, float]:
-        found = {name.split()[1]: ms for name, ms in p50.items() if name.startswith(f"{kind} ")}
-        return {int(level): (p50["deep"] - ms) / depth for level, ms in found.items()}
-
-    saved_heads, saved_columns = saved("heads"), saved("columns")
-    ffn = 0.6 * layer
-    if saved_columns:
-        smallest = min(saved_columns)
-        ffn = min(max(saved_columns[smallest] * columns / (columns - smallest), 0.2 * layer), 0.9 * layer)
-    attention = layer - ffn
-    columns_ms = {columns: ffn} | {level: ffn - saved for level, saved in saved_columns.items()}
-    heads_ms = {heads: attention} | {level: attention - saved for level, saved in saved_heads.items()}
-    return LatencyTable(
-        fixed_ms=max(p50["one"] - layer, 0.0),
-        heads_ms=_rising(heads_ms),
-        columns_ms=_rising(columns_ms),
-        reference_ms=p50["reference"],
-    )
-
-
-def _quiet_ms(samples: Samples) -> float:
-    """The median of the quietest block: differences of a tenth of a millisecond drown in the others."""
-    return samples.p50_range_ms[0]
-
-
-def _rising(times: Mapping[int, float]) -> dict[int, float]:
-    """Noise taken out as far as it contradicts itself: more never costs less, and nothing costs less than nothing."""
-    least = 0.0
-    rising = {}
-    for level in sorted(times):
-        least = rising[level] = max(least, times[level])
-    return rising
 
 
 def _aim_ms(goal: Goal, table: LatencyTable) -> float:
@@ -464,16 +336,11 @@ def _smallest(options: Sequence[Sequence[Option]]) -> list[LayerChoice]:
     return [quickest[number].choice if number == chosen else None for number in range(len(options))]
 
 
-def _write_pruned(
-    model: Any, batches: Any, choice: Sequence[LayerChoice], teacher: Path, out: Path, listener: Listener
-) -> None:
-    _save(_levels(model, _full_of(model), batches, listener), model, choice, teacher, out)
-
-
-def _levels(model: Any, full: tuple[int, int], batches: Any, listener: Listener) -> Any:
+def _levels(model: Any, batches: Any, listener: Listener) -> Any:
     from deploykit.compress.calibrate import candidates
 
-    heads, columns = _timed(full[0], _HEADS, 1), _timed(full[1], _COLUMNS, _MULTIPLE)
+    full = encoder_layers(model)[0].shape
+    heads, columns = levels_of(full[0], _HEADS, 1), levels_of(full[1], _COLUMNS, COLUMNS_MULTIPLE)
     return candidates(model, batches, heads=heads, columns=columns, listener=listener)
 
 
@@ -481,29 +348,7 @@ def _save(levels: Any, model: Any, choice: Sequence[LayerChoice], teacher: Path,
     from deploykit.compress.calibrate import pruned_copy
 
     small, plan = pruned_copy(model, levels, choice)
-    _save_model(small, teacher, out, {"pruning.json": asdict(plan)})
-
-
-def _save_shape(model: Any, teacher: Path, shape: Sequence[tuple[int, int]], out: Path) -> None:
-    """A model of this shape; which heads and columns it has does not matter to the clock."""
-    small = copy.deepcopy(model)
-    cut(small, PruningPlan(tuple(LayerPlan(n, tuple(range(h)), tuple(range(c))) for n, (h, c) in enumerate(shape))))
-    _save_model(small, teacher, out, {})
-
-
-def _save_model(model: Any, teacher: Path, out: Path, beside: Mapping[str, Any]) -> None:
-    """A checkpoint folder; config.json, whose presence says that it is complete, comes last."""
-    scratch = out.with_name(f"{out.name}-saving")
-    shutil.rmtree(scratch, ignore_errors=True)
-    with quiet_transformers():
-        model.save_pretrained(scratch)
-    for path in teacher.iterdir():
-        if path.is_file() and path.name not in ("config.json", "manifest.json") and path.suffix != ".safetensors":
-            shutil.copy2(path, scratch / path.name)
-    for name, value in beside.items():
-        (scratch / name).write_text(json.dumps(value), encoding="utf-8")
-    shutil.rmtree(out, ignore_errors=True)
-    scratch.rename(out)
+    save_model(small, teacher, out, {"pruning.json": asdict(plan)})
 
 
 def _calibration_batches(encoder: Any, texts: Sequence[str]) -> list[dict[str, Any]]:
@@ -521,26 +366,5 @@ def _sampled(texts: Sequence[str], count: int, seed: int) -> list[str]:
     return [texts[index] for index in chosen]
 
 
-def _timed(full: int, shares: Sequence[float], multiple: int) -> list[int]:
-    return sorted(
-        {max(multiple if full >= multiple else 1, round(full * share / multiple) * multiple) for share in shares}
-    )
-
-
-def _full_of(model: Any) -> tuple[int, int]:
-    return encoder_layers(model)[0].shape
-
-
-def _full(teacher: Path, task: Task) -> tuple[int, int]:
-    return _full_of(task.load_model(teacher))
-
-
 def _words(choice: Sequence[LayerChoice]) -> str:
     return ", ".join(f"layer {n}: {c[0]} heads, {c[1]} columns" for n, c in enumerate(choice) if c)
-
-
-def _kept(path: Path) -> dict[str, Any] | None:
-    if not path.is_file():
-        return None
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return found

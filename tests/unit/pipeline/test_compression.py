@@ -15,8 +15,8 @@ import pytest
 
 from deploykit.events import Progress, Warn
 from deploykit.latency.measure import Samples
-from deploykit.pipeline import compression
-from deploykit.pipeline.compression import prune_to_goal, table_from_times
+from deploykit.pipeline.clock import Bench, table_from_times
+from deploykit.pipeline.compression import prune_to_goal
 from deploykit.recipe import Finetune, Goal, Prune, Quantize
 from deploykit.runners import Target
 from deploykit.tasks import find_task
@@ -47,8 +47,8 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             found[name] = Samples(name, (np.array([ms]),))
         return found
 
-    monkeypatch.setattr(compression.Bench, "build", build)
-    monkeypatch.setattr(compression.Bench, "time", time)
+    monkeypatch.setattr(Bench, "build", build)
+    monkeypatch.setattr(Bench, "time", time)
     return names
 
 
