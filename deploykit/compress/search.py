@@ -6,7 +6,7 @@ time and an error; errors are weighed by layer, and the weights found by random 
 
 from __future__ import annotations
 
-__all__ = ["LatencyTable", "LayerChoice", "Option", "cheapest", "layer_options", "spaced"]
+__all__ = ["LatencyTable", "LayerChoice", "Option", "cheapest", "fit_table", "layer_options", "spaced"]
 
 import bisect
 from collections.abc import Mapping, Sequence
@@ -45,6 +45,47 @@ class LatencyTable:
     def model_ms(self, choice: Sequence[LayerChoice]) -> float:
         """A whole model's time."""
         return self.fixed_ms + sum(self.layer_ms(layer) for layer in choice)
+
+
+def fit_table(
+    timed: Sequence[tuple[Sequence[LayerChoice], float]],
+    heads: Sequence[int],
+    columns: Sequence[int],
+    reference_ms: float,
+) -> LatencyTable:
+    """The table that explains the times of whole models best: least squares of the relative errors.
+
+    Times of the parts are sums of what each level adds to the one below, and nothing adds less than nothing, so that
+    noise can't make more cost less.
+
+    Args:
+        timed: what each model kept of its layers, and its milliseconds; one that counts more stands there more often.
+        heads: the levels of attention to give a time.
+        columns: the levels of the FFN.
+        reference_ms: the unpruned model in PyTorch.
+    """
+    from scipy.optimize import nnls
+
+    heads, columns = sorted(heads), sorted(columns)
+
+    def shares(levels: Sequence[int], level: int) -> list[float]:
+        below = [0, *levels[:-1]]
+        return [min(max((level - low) / (high - low), 0.0), 1.0) for low, high in zip(below, levels, strict=True)]
+
+    rows = []
+    for choice, ms in timed:
+        layers = [shares(heads, layer[0]) + shares(columns, layer[1]) for layer in choice if layer is not None]
+        rows.append(np.array([1.0, *np.sum(layers, axis=0)]) / ms)
+    # Attention and FFN at their lowest levels are always there together: a hint of a ridge divides them.
+    ridge = 1e-3 * np.eye(len(rows[0]))
+    parts, _ = nnls(np.vstack([*rows, ridge]), np.concatenate([np.ones(len(rows)), np.zeros(len(ridge))]))
+    added = np.cumsum(parts[1 : 1 + len(heads)]), np.cumsum(parts[1 + len(heads) :])
+    return LatencyTable(
+        fixed_ms=float(parts[0]),
+        heads_ms=dict(zip(heads, added[0].tolist(), strict=True)),
+        columns_ms=dict(zip(columns, added[1].tolist(), strict=True)),
+        reference_ms=reference_ms,
+    )
 
 
 @dataclass(frozen=True)

@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-__all__ = [
-    "COLUMNS_MULTIPLE",
-    "Bench",
-    "levels_of",
-    "measure_table",
-    "quiet_ms",
-    "read_note",
-    "save_model",
-    "table_from_times",
-]
+__all__ = ["COLUMNS_MULTIPLE", "Bench", "Timings", "levels_of", "quiet_ms", "read_note", "save_model", "time_shapes"]
 
 import copy
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from deploykit.artifacts.atomic import write_atomic
-from deploykit.compress.search import LatencyTable
+from deploykit.compress.search import LatencyTable, LayerChoice, fit_table
 from deploykit.events import Listener, Progress
 from deploykit.latency.measure import Samples, measure
 from deploykit.recipe import Quantize
@@ -89,90 +80,66 @@ class Bench:
         return measure(targets, self.messages, blocks=_BLOCKS)
 
 
-def measure_table(bench: Bench, model: Any, teacher: Path, whole: Mapping[str, Target]) -> LatencyTable:
-    """Time the parts, in models of one and two layers that have the final graph and precision.
+@dataclass(frozen=True)
+class Timings:
+    """What models took on this machine, in milliseconds.
+
+    Attributes:
+        reference_ms: the unpruned model in PyTorch.
+        timed: what each model kept of its layers, and its time.
+        heads: the levels of attention among them.
+        columns: the levels of the FFN.
+    """
+
+    reference_ms: float
+    timed: tuple[tuple[tuple[LayerChoice, ...], float], ...]
+    heads: tuple[int, ...]
+    columns: tuple[int, ...]
+
+    def table(self) -> LatencyTable:
+        """The table of the parts that explains them."""
+        return fit_table(self.timed, self.heads, self.columns, self.reference_ms)
+
+    def seen(self, choice: Sequence[LayerChoice], ms: float) -> Timings:
+        """With an assembled model, which counts three times: it is where the search looks."""
+        return replace(self, timed=(*self.timed, *[(tuple(choice), ms)] * 3))
+
+
+def time_shapes(bench: Bench, model: Any, teacher: Path, reference: Target) -> Timings:
+    """Time models of one and two layers, whole and cut, and the whole model, in the final graph and precision.
 
     Args:
         bench: builds and times them, and keeps what was found.
         model: the unpruned model.
         teacher: its checkpoint folder.
-        whole: `reference`, the model in PyTorch, and `full`, as it would ship unpruned.
+        reference: the model in PyTorch.
     """
     layers = encoder_layers(model)
-    full, count = layers[0].shape, len(layers)
-    kept = read_note(bench.folder / "table.json")
+    (heads, columns), depth = layers[0].shape, min(len(layers), 2)
+    head_levels = [heads] if heads_fixed(model) else levels_of(heads, _TIMED_HEADS, 1)
+    column_levels = levels_of(columns, _TIMED_COLUMNS, COLUMNS_MULTIPLE)
+    shapes = [[(heads, columns)] * count for count in sorted({1, depth, len(layers)})]
+    shapes += [[(level, columns)] * depth for level in head_levels if level != heads]
+    shapes += [[(heads, level)] * depth for level in column_levels if level != columns]
+    kept = read_note(bench.folder / "times.json")
     if kept is None:
-        heads, columns = full
-        depth = min(count, 2)
-        shapes = {"one": [full], "deep": [full] * depth}
-        for level in levels_of(heads, _TIMED_HEADS, 1) if not heads_fixed(model) else []:
-            if level != heads:
-                shapes[f"heads {level}"] = [(level, columns)] * depth
-        for level in levels_of(columns, _TIMED_COLUMNS, COLUMNS_MULTIPLE):
-            if level != columns:
-                shapes[f"columns {level}"] = [(heads, level)] * depth
-        targets = dict(whole)
-        for number, (name, shape) in enumerate(shapes.items()):
+        targets = {"reference": reference}
+        for number, shape in enumerate(shapes):
             bench.listener(Progress("prune", number, len(shapes), "timed shape"))
-            folder = bench.folder / f"shape-{name.replace(' ', '-')}"
+            folder = bench.folder / f"shape-{len(shape)}x{shape[0][0]}.{shape[0][1]}"
             if not (folder / "config.json").is_file():
                 _save_shape(model, teacher, shape, folder)
-            targets[name] = bench.build(folder, folder.name)
-        p50 = {name: quiet_ms(samples) for name, samples in bench.time(targets).items()}
+            targets[str(number)] = bench.build(folder, folder.name)
+        kept = {name: quiet_ms(samples) for name, samples in bench.time(targets).items()}
         bench.listener(Progress("prune", len(shapes), len(shapes), "timed shape"))
-        kept = {"p50": p50}
-        write_atomic(bench.folder / "table.json", json.dumps(kept).encode())
-    return table_from_times(kept["p50"], full, count)
-
-
-def table_from_times(p50: Mapping[str, float], full: tuple[int, int], count: int) -> LatencyTable:
-    """The table from medians: `reference`, `full`, `one` layer, `deep` (two layers), and that deep at each level.
-
-    Saved times are differences to the full layers. What the columns save is extended to a layer without any, which
-    gives the FFN's share; attention has the rest.
-
-    Args:
-        p50: milliseconds by shape: the names above, `heads N` and `columns N`.
-        full: heads and columns of an unpruned layer.
-        count: layers of the unpruned model.
-    """
-    heads, columns = full
-    depth = min(count, 2)
-    # Whole and one-layer models, so that a tenth of a millisecond of noise is divided by the layers between them.
-    layer = max((p50["full"] - p50["one"]) / (count - 1) if count > 1 else p50["one"] / 2, 1e-3)
-
-    def saved(kind: str) -> dict[int, float]:
-        found = {name.split()[1]: ms for name, ms in p50.items() if name.startswith(f"{kind} ")}
-        return {int(level): (p50["deep"] - ms) / depth for level, ms in found.items()}
-
-    saved_heads, saved_columns = saved("heads"), saved("columns")
-    ffn = 0.6 * layer
-    if saved_columns:
-        smallest = min(saved_columns)
-        ffn = min(max(saved_columns[smallest] * columns / (columns - smallest), 0.2 * layer), 0.9 * layer)
-    attention = layer - ffn
-    columns_ms = {columns: ffn} | {level: ffn - saved for level, saved in saved_columns.items()}
-    heads_ms = {heads: attention} | {level: attention - saved for level, saved in saved_heads.items()}
-    return LatencyTable(
-        fixed_ms=max(p50["one"] - layer, 0.0),
-        heads_ms=_rising(heads_ms),
-        columns_ms=_rising(columns_ms),
-        reference_ms=p50["reference"],
-    )
+        write_atomic(bench.folder / "times.json", json.dumps(kept).encode())
+    timed = tuple((tuple(shape), float(kept[str(number)])) for number, shape in enumerate(shapes))
+    return Timings(float(kept["reference"]), timed, tuple(head_levels), tuple(column_levels))
 
 
 def quiet_ms(samples: Samples) -> float:
     """The median of the quietest block: differences of a tenth of a millisecond drown in the others."""
     return samples.p50_range_ms[0]
-
-
-def _rising(times: Mapping[int, float]) -> dict[int, float]:
-    """Noise taken out as far as it contradicts itself: more never costs less, and nothing costs less than nothing."""
-    least = 0.0
-    rising = {}
-    for level in sorted(times):
-        least = rising[level] = max(least, times[level])
-    return rising
 
 
 def _save_shape(model: Any, teacher: Path, shape: Sequence[tuple[int, int]], out: Path) -> None:
@@ -198,12 +165,14 @@ def save_model(model: Any, teacher: Path, out: Path, beside: Mapping[str, Any]) 
 
 
 def levels_of(full: int, shares: Sequence[float], multiple: int) -> list[int]:
+    """Shares of a full count, rounded to a multiple, none of them 0; ascending."""
     return sorted(
         {max(multiple if full >= multiple else 1, round(full * share / multiple) * multiple) for share in shares}
     )
 
 
 def read_note(path: Path) -> dict[str, Any] | None:
+    """What was noted there before; None where nothing was."""
     if not path.is_file():
         return None
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from deploykit.artifacts.atomic import write_atomic
-from deploykit.compress.search import LatencyTable, LayerChoice, Option, cheapest, layer_options, spaced
+from deploykit.compress.search import LayerChoice, Option, cheapest, layer_options, spaced
 from deploykit.data.dataset import LabelledData
 from deploykit.events import Listener, Note, Progress, Warn, ignore
 from deploykit.latency.measure import spread_over
@@ -27,10 +27,10 @@ from deploykit.pipeline.clock import (
     COLUMNS_MULTIPLE,
     Bench,
     levels_of,
-    measure_table,
     quiet_ms,
     read_note,
     save_model,
+    time_shapes,
 )
 from deploykit.recipe import Finetune, Goal, Prune, Quantize
 from deploykit.runners import Target
@@ -47,8 +47,6 @@ _MARGIN = 0.95
 """Of the goal's time that is aimed at: a machine is never as quiet again."""
 _ROUNDS = 3
 """Assembled models that are measured at most before the recovery."""
-_TOLERANCE = 0.1
-"""By how much a measured time may differ from the predicted one before the table is corrected."""
 _TRIAL_ROWS = 2000
 _TRIAL_EPOCHS = 3.0
 """Of the short recovery that finalists are compared after."""
@@ -201,60 +199,61 @@ def _choose(
     """The levels to prune to, and how they were found."""
     teacher = recovery.teacher
     unpruned: list[LayerChoice] = [layer.shape for layer in encoder_layers(model)]
-    whole = {
-        "reference": Target("torch", str(teacher), device="cpu", task=bench.task.name),
-        "full": bench.build(teacher, "full"),
-    }
-    table = measure_table(bench, model, teacher, whole)
-    aim = _aim_ms(goal, table) * _MARGIN
-    found: dict[str, Any] = {"aim_ms": aim, "table": asdict(table), "rounds": []}
-    if table.model_ms(unpruned) <= aim:
-        return unpruned, found
+    reference = Target("torch", str(teacher), device="cpu", task=bench.task.name)
+    timings = time_shapes(bench, model, teacher, reference)
+    aim = _aim_ms(goal, timings.reference_ms) * _MARGIN
+    found: dict[str, Any] = {"aim_ms": aim, "rounds": []}
+    if timings.table().model_ms(unpruned) <= aim:
+        return unpruned, found | {"table": asdict(timings.table())}
     levels = _levels(model, batches, bench.listener)
-    options = [
-        layer_options(
-            {n: level.error for n, level in heads.items()}, {n: level.error for n, level in columns.items()}, table
-        )
-        for heads, columns in zip(levels.heads, levels.columns, strict=True)
-    ]
-    correction = 1.0
 
-    def measured(choice: Sequence[LayerChoice]) -> float:
-        """Milliseconds of the assembled model, as the table's run would have seen them."""
-        nonlocal correction
+    def options() -> list[tuple[Option, ...]]:
+        table = timings.table()
+        return [
+            layer_options(
+                {n: level.error for n, level in heads.items()}, {n: level.error for n, level in columns.items()}, table
+            )
+            for heads, columns in zip(levels.heads, levels.columns, strict=True)
+        ]
+
+    def fits(choice: Sequence[LayerChoice]) -> bool:
+        """Time the assembled model, as the run of the table would have seen it, and learn from it."""
+        nonlocal timings
         folder = _assembled(bench, levels, model, choice, teacher)
-        timed = bench.time({"candidate": bench.build(folder, folder.name), "reference": whole["reference"]})
-        ms = quiet_ms(timed["candidate"]) * table.reference_ms / quiet_ms(timed["reference"])
-        predicted = table.model_ms(choice) * correction
+        timed = bench.time({"candidate": bench.build(folder, folder.name), "reference": reference})
+        ms = quiet_ms(timed["candidate"]) * timings.reference_ms / quiet_ms(timed["reference"])
+        predicted = timings.table().model_ms(choice)
         found["rounds"].append({"choice": list(choice), "predicted_ms": predicted, "measured_ms": ms})
         bench.listener(Note(f"{_words(choice)}: {predicted:.2f} ms predicted, {ms:.2f} measured, {aim:.2f} aimed at"))
-        if abs(ms / predicted - 1) > _TOLERANCE:
-            correction *= ms / predicted
-        return ms
+        timings = timings.seen(choice, ms)
+        return ms <= aim / _MARGIN
 
     choice: list[LayerChoice] = unpruned
-    fits: list[list[LayerChoice]] = []
+    finalists: list[list[LayerChoice]] = []
     for _ in range(_ROUNDS):
-        searched = _search(bench, model, levels, options, aim / correction - table.fixed_ms, batches, settings)
+        budget = aim - timings.table().fixed_ms
+        searched = _search(bench, model, levels, options(), budget, batches, settings)
         if searched is None:
-            smallest = _smallest(options)
+            smallest = _smallest(options())
             bench.listener(
                 Warn(
-                    f"even {_words(smallest)} takes {table.model_ms(smallest) * correction:.2f} ms here, and"
-                    f" {aim:.2f} are aimed at: it is made all the same; ask for less speed, or take more threads"
+                    f"even {_words(smallest)} takes {timings.table().model_ms(smallest):.2f} ms here, and {aim:.2f} are"
+                    " aimed at: it is made all the same; ask for less speed, or take more threads"
                 )
             )
-            return smallest, found
-        choice, before = searched, correction
-        if measured(choice) <= aim / _MARGIN and correction == before:
-            fits = [choice]
+            return smallest, found | {"table": asdict(timings.table())}
+        choice = searched
+        if fits(choice):
+            finalists = [choice]
             break
-    fits += [each for each in spaced(options, aim / correction - table.fixed_ms) if each not in fits]
-    for finalist in _by_trial(bench, recovery, levels, model, fits or [choice], found):
-        if found["rounds"][-1]["choice"] == finalist or measured(finalist) <= aim / _MARGIN:
-            return finalist, found
-    bench.listener(Warn("no choice was as quick as predicted: the last one stays"))
-    return choice, found
+    finalists += [each for each in spaced(options(), aim - timings.table().fixed_ms) if each not in finalists]
+    ranked = _by_trial(bench, recovery, levels, model, finalists or [choice], found)
+    for choice in ranked:
+        if found["rounds"][-1]["choice"] == choice or fits(choice):
+            break
+    else:
+        bench.listener(Warn("no choice was as quick as predicted: the last one stays"))
+    return choice, found | {"table": asdict(timings.table())}
 
 
 def _by_trial(
@@ -289,10 +288,10 @@ def _assembled(bench: Bench, levels: Any, model: Any, choice: Sequence[LayerChoi
     return folder
 
 
-def _aim_ms(goal: Goal, table: LatencyTable) -> float:
+def _aim_ms(goal: Goal, reference_ms: float) -> float:
     aims = []
     if goal.speedup is not None:
-        aims.append(table.reference_ms / goal.speedup)
+        aims.append(reference_ms / goal.speedup)
     if goal.p50_ms is not None:
         aims.append(goal.p50_ms)
     if goal.p99_ms is not None:

@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from deploykit.compress.search import LatencyTable, Option, cheapest, layer_options, spaced
+from deploykit.compress.search import LatencyTable, Option, cheapest, fit_table, layer_options, spaced
 
 TABLE = LatencyTable(0.3, {2: 0.1, 4: 0.2}, {32: 0.1, 128: 0.3}, 10.0)
 
@@ -62,3 +62,41 @@ def test_spaced_layers_run_from_the_first_to_the_last_and_use_the_budget() -> No
     assert found[1] == [(4, 128), None, None, None, None, (4, 128)]
     assert all(sum(TABLE.layer_ms(layer) for layer in choice) <= 1.0 + 1e-9 for choice in found)
     assert len(found) == 5, "six layers take 1.2 ms at least"
+
+
+def clock(shapes: list[tuple[int, int]]) -> float:
+    return 0.2 + sum(0.05 * heads + 0.002 * columns for heads, columns in shapes)
+
+
+SHAPES = [[(12, 1536)], [(12, 1536)] * 2, [(12, 1536)] * 6]
+SHAPES += [[(heads, 1536)] * 2 for heads in (6, 2)] + [[(12, columns)] * 2 for columns in (768, 96)]
+
+
+def test_the_table_explains_the_clock_and_foretells_it() -> None:
+    table = fit_table([(shape, clock(shape)) for shape in SHAPES], (2, 6, 12), (96, 768, 1536), 20.0)
+    assert table.fixed_ms == pytest.approx(0.2, rel=0.01)
+    for shape in (*SHAPES, [(2, 96)], [(4, 300), (12, 1536), (6, 96)]):
+        assert table.model_ms(shape) == pytest.approx(clock(shape), rel=0.01)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_noise_does_not_make_more_cost_less(seed: int) -> None:
+    rng = random.Random(seed)
+    timed = [(shape, clock(shape) * rng.uniform(0.7, 1.3)) for shape in SHAPES]
+    table = fit_table(timed, (2, 6, 12), (96, 768, 1536), 20.0)
+    for levels in (table.heads_ms, table.columns_ms):
+        ordered = [levels[level] for level in sorted(levels)]
+        assert ordered == sorted(ordered)
+        assert ordered[0] >= 0
+    assert table.fixed_ms >= 0
+
+
+def test_what_is_timed_more_often_counts_more() -> None:
+    timed = [(shape, clock(shape)) for shape in SHAPES]
+    wrong = [((6, 96), None, (6, 96))]
+    before = fit_table(timed, (2, 6, 12), (96, 768, 1536), 20.0).model_ms(wrong[0])
+    once, thrice = (
+        fit_table([*timed, *[(wrong[0], 2 * before)] * count], (2, 6, 12), (96, 768, 1536), 20.0).model_ms(wrong[0])
+        for count in (1, 3)
+    )
+    assert before < once < thrice < 2 * before

@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deploykit.errors import LatencyError, TrainingError, UsageError
+from deploykit.errors import DataError, LatencyError, TrainingError, UsageError
 from deploykit.events import Progress
 from deploykit.latency.measure import Samples
 from deploykit.pipeline import alone, stages
-from deploykit.pipeline.alone import bench_alone, finetune_alone, new_folder, quantize_alone
+from deploykit.pipeline.alone import bench_alone, finetune_alone, new_folder, prune_alone, quantize_alone
 from deploykit.pipeline.stages import Candidate, choose
-from deploykit.recipe import Finetune, Quantize
+from deploykit.recipe import Finetune, Goal, Prune, Quantize
 from deploykit.runners import Target, infer_all, open_runner
 
 SETTINGS = Finetune(epochs=1, batch_size=16, learning_rate=1e-3)
@@ -279,3 +279,58 @@ def test_bench_takes_messages_evenly_from_the_file(
     whole, file = given["targets"].values()
     assert (whole.threads, whole.tokenizer) == (2, None)
     assert file.tokenizer == str(source.folder)
+
+
+# --- prune ---
+
+
+@pytest.fixture
+def prune_call(trained: Path, tmp_path: Path) -> Callable[..., Any]:
+    def call(train: Path, goal: Goal) -> Any:
+        return prune_alone(
+            trained, tmp_path / "out", Prune(), goal, train=str(train), validation=0.2, columns=("text", "label"),
+            task="text-classification", target="triton-25.08", threads=1, seed=0,
+        )  # fmt: skip
+
+    return call
+
+
+def test_pruning_needs_a_speed(prune_call: Any, write_csv: Any, toy_data: Any, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no speed to prune to"):
+        prune_call(write_csv(tmp_path / "train.csv", toy_data.train), Goal())
+    assert not (tmp_path / "out").exists()
+
+
+def test_rows_with_labels_that_the_model_does_not_know_are_refused(prune_call: Any, tmp_path: Path) -> None:
+    rows = "".join(f"message {number},{label}\n" for number in range(10) for label in ("cancel", "weather"))
+    (tmp_path / "train.csv").write_text("text,label\n" + rows)
+    with pytest.raises(DataError, match="weather"):
+        prune_call(tmp_path / "train.csv", Goal(speedup=2))
+
+
+def test_pruning_goes_on_in_the_same_workspace_and_leaves_none(
+    prune_call: Any, write_csv: Any, toy_data: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Path] = []
+
+    def prune_to_goal(teacher: Path, out: Path, *, workspace: Path, info: dict[str, Any], **rest: Any) -> str:
+        workspace.mkdir(parents=True, exist_ok=True)
+        seen.append(workspace)
+        if len(seen) == 1:
+            raise KeyboardInterrupt
+        assert rest["data"].label_names == ("cancel", "delivery", "invoice", "login")
+        (out / "config.json").touch()
+        info["aim_ms"] = 1.0
+        return "done"
+
+    monkeypatch.setattr("deploykit.pipeline.compression.prune_to_goal", prune_to_goal)
+    file = write_csv(tmp_path / "train.csv", toy_data.train)
+    with pytest.raises(KeyboardInterrupt):
+        prune_call(file, Goal(speedup=2))
+    assert not (tmp_path / "out").exists()
+    assert prune_call(file, Goal(speedup=2)) == ("done", {"aim_ms": 1.0})
+    assert seen[0] == seen[1]
+    assert not seen[0].parent.exists()
+    shutil.rmtree(tmp_path / "out")
+    prune_call(file, Goal(speedup=3))
+    assert seen[2] != seen[1], "another goal does not go on from what was measured for this one"

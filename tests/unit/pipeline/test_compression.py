@@ -15,7 +15,7 @@ import pytest
 
 from deploykit.events import Progress, Warn
 from deploykit.latency.measure import Samples
-from deploykit.pipeline.clock import Bench, table_from_times
+from deploykit.pipeline.clock import Bench
 from deploykit.pipeline.compression import prune_to_goal
 from deploykit.recipe import Finetune, Goal, Prune, Quantize
 from deploykit.runners import Target
@@ -76,34 +76,6 @@ def prune(trained: Path, toy_data: Any, tmp_path: Path, timed: list[str]) -> Cal
         return outcome, info, tmp_path / out
 
     return call
-
-
-def test_the_table_takes_the_clock_apart() -> None:
-    heads, columns = 12, 1536
-    shapes = {"one": [(12, 1536)], "deep": [(12, 1536)] * 2, "full": [(12, 1536)] * 6}
-    shapes |= {f"heads {n}": [(n, 1536)] * 2 for n in (6, 2)} | {f"columns {n}": [(12, n)] * 2 for n in (768, 96)}
-    table = table_from_times({"reference": 20.0} | {k: clock(v) for k, v in shapes.items()}, (heads, columns), 6)
-    assert table.fixed_ms == pytest.approx(0.2)
-    assert table.heads_ms == pytest.approx({2: 0.1, 6: 0.3, 12: 0.6})
-    assert table.columns_ms == pytest.approx({96: 0.192, 768: 1.536, 1536: 3.072})
-    assert table.model_ms([(12, 1536), None, (2, 96)]) == pytest.approx(clock([(12, 1536), (2, 96)]))
-
-
-def test_noise_does_not_make_more_cost_less() -> None:
-    times = {
-        "reference": 9.0,
-        "full": 3.0,
-        "one": 1.0,
-        "deep": 2.0,
-        "heads 2": 2.1,
-        "columns 32": 1.0,
-        "columns 16": 1.2,
-    }
-    table = table_from_times(times, (4, 64), 3)
-    for levels in (table.heads_ms, table.columns_ms):
-        ordered = [levels[level] for level in sorted(levels)]
-        assert ordered == sorted(ordered)
-        assert ordered[0] >= 0
 
 
 def test_a_model_is_pruned_to_the_goal_and_recovers(prune: Any, trained: Path, toy_data: Any) -> None:
