@@ -9,7 +9,6 @@ alternating blocks, each in its own process, from text to answer.
 
 from __future__ import annotations
 
-import argparse
 import json
 import resource
 import tempfile
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from machine_facts import finish
-from peers import as_exported, as_onnxruntime_quantizes, latency_rows
+from peers import as_exported, as_onnxruntime_quantizes, latency_rows, recipe_options
 
 from deploykit.cli.render import Screen
 from deploykit.data.readers import read_rows
@@ -29,23 +28,10 @@ from deploykit.pipeline.run import run_recipe
 from deploykit.recipe import Recipe, load_recipe
 from deploykit.runners import Target
 
-ROOT = Path(__file__).parents[1]
-
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--train", required=True)
-    parser.add_argument("--test", required=True)
-    parser.add_argument("--text", default="text")
-    parser.add_argument("--label", default="category")
-    parser.add_argument("--recipe", type=Path, default=ROOT / "recipes" / "banking77.yaml")
+    parser = recipe_options(__doc__)
     parser.add_argument("--speedup", type=float, default=20.0)
-    parser.add_argument("--workspace", type=Path, default=Path(".deploykit"))
-    parser.add_argument("--repository", type=Path, default=Path("model_repository"))
-    parser.add_argument("--messages", type=int, default=600, help="messages timed per target")
-    parser.add_argument("--blocks", type=int, default=10)
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--save", action="store_true", help="keep the result in benchmarks/results/")
     options = parser.parse_args()
 
     settings = [f"data.train={options.train}", f"data.test={options.test}"]

@@ -1,11 +1,29 @@
-"""What others make of the same model, for the benchmarks to time in the same run."""
+"""What the benchmarks on a recipe share: their options, what others make of the same model, and the latency table."""
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 from deploykit.compress.quantize import Variant, quantize
 from deploykit.latency.measure import Samples
+
+
+def recipe_options(doc: str) -> argparse.ArgumentParser:
+    """A parser with the data, the recipe, and what is timed."""
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+    parser.add_argument("--train", required=True)
+    parser.add_argument("--test", required=True)
+    parser.add_argument("--text", default="text")
+    parser.add_argument("--label", default="category")
+    parser.add_argument("--recipe", type=Path, default=Path(__file__).parents[1] / "recipes" / "banking77.yaml")
+    parser.add_argument("--workspace", type=Path, default=Path(".deploykit"))
+    parser.add_argument("--repository", type=Path, default=Path("model_repository"))
+    parser.add_argument("--messages", type=int, default=600, help="messages timed per target")
+    parser.add_argument("--blocks", type=int, default=10)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--save", action="store_true", help="keep the result in benchmarks/results/")
+    return parser
 
 
 def as_exported(export: Path, out: Path) -> Path:

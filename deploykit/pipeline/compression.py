@@ -32,6 +32,7 @@ from deploykit.pipeline.clock import (
     save_model,
     time_shapes,
 )
+from deploykit.pipeline.stages import sampled
 from deploykit.recipe import Finetune, Goal, Prune, Quantize
 from deploykit.runners import Target
 from deploykit.tasks import Task
@@ -156,7 +157,7 @@ def prune_to_goal(
 
     from deploykit.runners.tokenize import Encoder
 
-    texts = _sampled(data.train.texts, settings.calibration_rows, seed)
+    texts = sampled(data.train.texts, settings.calibration_rows, seed)
     bench = Bench(
         task,
         quantize,
@@ -358,11 +359,6 @@ def _calibration_batches(encoder: Any, texts: Sequence[str]) -> list[dict[str, A
         {name: torch.from_numpy(values) for name, values in encoder.encode(ordered[start : start + 16]).items()}
         for start in range(0, len(ordered), 16)
     ]
-
-
-def _sampled(texts: Sequence[str], count: int, seed: int) -> list[str]:
-    chosen = np.random.default_rng(seed).permutation(len(texts))[:count]
-    return [texts[index] for index in chosen]
 
 
 def _words(choice: Sequence[LayerChoice]) -> str:

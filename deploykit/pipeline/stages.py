@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["CACHED_STAGES", "CachedStage", "Candidate", "choose", "choose_variant", "package_settings"]
+__all__ = ["CACHED_STAGES", "CachedStage", "Candidate", "choose", "choose_variant", "package_settings", "sampled"]
 
 import dataclasses
 import json
@@ -173,7 +173,7 @@ def choose_variant(
         info.update({"variant": "fp32", "scheme": "none"})
         return "none: float32 as exported"
     variants = scheme_variants(settings.scheme, settings.fusions)
-    calibration = _sampled(data.train.texts, settings.calibration_rows, seed)
+    calibration = sampled(data.train.texts, settings.calibration_rows, seed)
     targets = task.targets(data.validation.labels or (), data.label_names)
     total = len(variants) * 2 + 1
     with tempfile.TemporaryDirectory(dir=out.parent) as scratch:
@@ -195,7 +195,7 @@ def choose_variant(
         if len(folders) > 1:
             timed = measure(
                 {name: Target("onnxruntime", str(folder), task=task.name) for name, folder in folders.items()},
-                _sampled(data.validation.texts, 120, seed),
+                sampled(data.validation.texts, 120, seed),
                 blocks=4,
             )
             found = {name: dataclasses.replace(found[name], p50_ms=timed[name].p50_ms) for name in found}
@@ -282,7 +282,7 @@ def _make_package(context: Context, draft: Draft) -> str:
 
     recipe = context.recipe
     settings = package_settings(recipe.package)
-    samples = _sampled(context.data().train.texts, 3, recipe.seed)
+    samples = sampled(context.data().train.texts, 3, recipe.seed)
     build_package(context.folder("quantize"), draft.path, recipe.name, context.task, settings, samples=samples)
     size = sum(path.stat().st_size for path in draft.path.rglob("*") if path.is_file()) / 1e6
     return f"{recipe.name} (text) and {recipe.name}_onnx (tensors), {size:.1f} MB"
@@ -328,7 +328,7 @@ def _logits(folder: Path, texts: Sequence[str], batch: int = 1) -> dict[str, NDA
         return infer_all(runner, texts, batches)
 
 
-def _sampled(texts: Sequence[str], count: int, seed: int) -> list[str]:
+def sampled(texts: Sequence[str], count: int, seed: int) -> list[str]:
     """That many of the texts at random, all where there are fewer."""
     if len(texts) <= count:
         return list(texts)
