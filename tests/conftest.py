@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+import re
 import signal
+import string
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,17 +99,23 @@ _KINDS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, str]]] = {
 
 
 def _tokenizer(special: Mapping[str, str]) -> Any:
-    """A WordPiece tokenizer trained on the toy messages: some of their words are whole, some in pieces."""
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+    """A WordPiece tokenizer of the toy messages: some of their words are whole, some in pieces.
+
+    Not a trained one: the library's trainers break ties at random, so nothing would be the same in the next run.
+    """
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
     rng = random.Random(0)
     messages = [toy_message(label, rng) for _ in range(200) for label in TOPICS]
-    tokenizer = Tokenizer(models.WordPiece(unk_token=special["unk_token"]))
+    words = sorted({word for message in messages for word in re.findall(r"\w+|[^\w\s]", message.lower())})
+    letters = sorted({letter for word in words for letter in word} | set(string.ascii_lowercase))
+    halves = [half for word in words[1::2] if len(word) > 3 for half in (word[:3], f"##{word[3:]}")]
+    pieces = [*special.values(), *letters, *(f"##{letter}" for letter in letters), *words[::2], *halves]
+    vocabulary = {piece: number for number, piece in enumerate(dict.fromkeys(pieces))}
+    tokenizer = Tokenizer(models.WordPiece(vocab=vocabulary, unk_token=special["unk_token"]))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
-    trainer = trainers.WordPieceTrainer(vocab_size=200, special_tokens=list(special.values()), show_progress=False)
-    tokenizer.train_from_iterator(messages, trainer)
     ends = [(special[name], tokenizer.token_to_id(special[name])) for name in ("sep_token", "cls_token")]
     tokenizer.post_processor = processors.BertProcessing(*ends)
     return tokenizer

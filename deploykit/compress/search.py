@@ -6,10 +6,10 @@ time and an error; errors are weighed by layer, and the weights found by random 
 
 from __future__ import annotations
 
-__all__ = ["LatencyTable", "LayerChoice", "Option", "cheapest", "fit_table", "layer_options", "spaced"]
+__all__ = ["LatencyTable", "LayerChoice", "Option", "Sizes", "cheapest", "fit_table", "layer_options", "spaced"]
 
 import bisect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,8 @@ LayerChoice = tuple[int, int] | None
 """Heads and FFN columns that stay in a layer; None where the layer goes."""
 
 _BINS = 2000
+_TIGHTER = 0.97
+"""The next budget, where a choice does not fit."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,27 @@ class LatencyTable:
     def model_ms(self, choice: Sequence[LayerChoice]) -> float:
         """A whole model's time."""
         return self.fixed_ms + sum(self.layer_ms(layer) for layer in choice)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What the parts of a model take on disk, in megabytes (10^6 bytes).
+
+    Attributes:
+        fixed_mb: everything but the layers, the tokenizer's files with it.
+        head_mb: one attention head.
+        column_mb: one FFN column.
+    """
+
+    fixed_mb: float
+    head_mb: float
+    column_mb: float
+
+    def model_mb(self, choice: Sequence[LayerChoice]) -> float:
+        """A whole model's size."""
+        return self.fixed_mb + sum(
+            layer[0] * self.head_mb + layer[1] * self.column_mb for layer in choice if layer is not None
+        )
 
 
 def fit_table(
@@ -107,12 +130,28 @@ def layer_options(heads: Mapping[int, float], columns: Mapping[int, float], tabl
 
 
 def cheapest(
-    layers: Sequence[Sequence[Option]], weights: Sequence[float], budget_ms: float
+    layers: Sequence[Sequence[Option]],
+    weights: Sequence[float],
+    budget_ms: float,
+    fits: Callable[[Sequence[LayerChoice]], bool] = lambda choice: True,
 ) -> tuple[LayerChoice, ...] | None:
     """The choice with the least weighted error that takes at most `budget_ms`; None where nothing with a layer does.
 
-    Times are rounded up to a two-thousandth of the budget, so what is found never takes longer.
+    Times are rounded up to a two-thousandth of the budget, so what is found never takes longer. Where that choice does
+    not fit (in size), the budget falls until one does: size goes with time.
     """
+    choice = _cheapest(layers, weights, budget_ms)
+    while choice is not None and not fits(choice):
+        chosen = zip(layers, choice, strict=True)
+        taken = sum(next(option.ms for option in options if option.choice == kept) for options, kept in chosen)
+        budget_ms = min(taken, budget_ms) * _TIGHTER
+        choice = _cheapest(layers, weights, budget_ms)
+    return choice
+
+
+def _cheapest(
+    layers: Sequence[Sequence[Option]], weights: Sequence[float], budget_ms: float
+) -> tuple[LayerChoice, ...] | None:
     if budget_ms <= 0:
         return None
     step = budget_ms / _BINS
@@ -144,7 +183,11 @@ def cheapest(
     return None if all(layer is None for layer in choice) else tuple(choice)
 
 
-def spaced(layers: Sequence[Sequence[Option]], budget_ms: float) -> list[list[LayerChoice]]:
+def spaced(
+    layers: Sequence[Sequence[Option]],
+    budget_ms: float,
+    fits: Callable[[Sequence[LayerChoice]], bool] = lambda choice: True,
+) -> list[list[LayerChoice]]:
     """For every number of layers that fits the budget: those evenly spaced from the first to the last, at best levels.
 
     The first and the last are kept by what is known of cutting encoders (Fan et al. 2020, Sun et al. 2019): the first
@@ -157,7 +200,7 @@ def spaced(layers: Sequence[Sequence[Option]], budget_ms: float) -> list[list[La
             [option for option in options if (option.choice is None) == (number not in kept)]
             for number, options in enumerate(layers)
         ]
-        choice = cheapest(limited, [1.0] * len(layers), budget_ms)
+        choice = cheapest(limited, [1.0] * len(layers), budget_ms, fits)
         if choice is not None:
             found.append(list(choice))
     return found

@@ -17,19 +17,24 @@ from deploykit.recipe.schema import Data
 
 @dataclass(frozen=True)
 class LabelledData:
-    """Messages to train on, to choose on and to certify on, and their labels in the order of the model's outputs."""
+    """Messages to train on, to choose on and to certify on, and their labels in the order of the model's outputs.
+
+    `unlabelled` are messages more, which a pruned model learns from.
+    """
 
     train: Table
     validation: Table
     test: Table
     label_names: tuple[str, ...]
+    unlabelled: tuple[str, ...] = ()
 
 
 def load_data(section: Data, seed: int, base: Path = Path()) -> tuple[LabelledData, DataReport]:
     """The data that a recipe names, and the report on them.
 
     A relative file is looked for in `base`, then in the current folder. Where `test` or `validation` is a fraction it
-    is held out of the training rows, each class in its proportion; `test` first. `label_names` is sorted.
+    is held out of the training rows, each class in its proportion; `test` first. `label_names` is sorted. Unlabelled
+    messages that are among the test or validation rows are left out.
 
     Raises:
         DataError: the data can't be read or used; names the file and row.
@@ -45,7 +50,12 @@ def load_data(section: Data, seed: int, base: Path = Path()) -> tuple[LabelledDa
         else:
             train, parts[part] = hold_out(train, wanted, seed, part)
     report = check_data(train, parts["validation"], parts["test"], strict=section.strict)
-    return LabelledData(train, parts["validation"], parts["test"], label_names), report
+    unlabelled: tuple[str, ...] = ()
+    if section.unlabelled is not None:
+        held_out = {text for table in parts.values() for text in table.texts}
+        found = read_rows(_located(section.unlabelled, base), Columns(section.text, None)).texts
+        unlabelled = tuple(text for text in found if text not in held_out)
+    return LabelledData(train, parts["validation"], parts["test"], label_names, unlabelled), report
 
 
 def _located(reference: str, base: Path) -> str:

@@ -2,24 +2,38 @@
 
 from __future__ import annotations
 
-__all__ = ["COLUMNS_MULTIPLE", "Bench", "Timings", "levels_of", "quiet_ms", "read_note", "save_model", "time_shapes"]
+__all__ = [
+    "COLUMNS_MULTIPLE",
+    "Bench",
+    "Timings",
+    "levels_of",
+    "quiet_ms",
+    "read_note",
+    "read_sizes",
+    "save_model",
+    "time_shapes",
+]
 
 import copy
 import json
 import shutil
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from deploykit.artifacts.atomic import write_atomic
-from deploykit.compress.search import LatencyTable, LayerChoice, fit_table
+from deploykit.compress.search import LatencyTable, LayerChoice, Sizes, fit_table
 from deploykit.events import Listener, Progress
 from deploykit.latency.measure import Samples, measure
 from deploykit.recipe import Quantize
+from deploykit.report.result import model_size_mb
 from deploykit.runners import Target
 from deploykit.tasks import Task
-from deploykit.tasks.pruned import LayerPlan, PruningPlan, cut, encoder_layers, heads_fixed
+from deploykit.tasks.pruned import LayerPlan, PruningPlan, cut, encoder_layers, head_size, heads_fixed
 from deploykit.tasks.quiet import quiet_transformers
 
 COLUMNS_MULTIPLE = 32
@@ -89,12 +103,14 @@ class Timings:
         timed: what each model kept of its layers, and its time.
         heads: the levels of attention among them.
         columns: the levels of the FFN.
+        tail: p99 over p50 of the small ones.
     """
 
     reference_ms: float
     timed: tuple[tuple[tuple[LayerChoice, ...], float], ...]
     heads: tuple[int, ...]
     columns: tuple[int, ...]
+    tail: float
 
     def table(self) -> LatencyTable:
         """The table of the parts that explains them."""
@@ -130,11 +146,31 @@ def time_shapes(bench: Bench, model: Any, teacher: Path, reference: Target) -> T
             if not (folder / "config.json").is_file():
                 _save_shape(model, teacher, shape, folder)
             targets[str(number)] = bench.build(folder, folder.name)
-        kept = {name: quiet_ms(samples) for name, samples in bench.time(targets).items()}
+        found = bench.time(targets)
+        kept = {name: quiet_ms(samples) for name, samples in found.items()}
+        tails = [found[name].p99_ms / found[name].p50_ms for name in targets if name != "reference"]
+        kept |= {"tail": statistics.median(tails)} | _measured_sizes(shapes, targets, head_size(model), model.config)
         bench.listener(Progress("prune", len(shapes), len(shapes), "timed shape"))
         write_atomic(bench.folder / "times.json", json.dumps(kept).encode())
     timed = tuple((tuple(shape), float(kept[str(number)])) for number, shape in enumerate(shapes))
-    return Timings(float(kept["reference"]), timed, tuple(head_levels), tuple(column_levels))
+    return Timings(float(kept["reference"]), timed, tuple(head_levels), tuple(column_levels), float(kept["tail"]))
+
+
+def read_sizes(bench: Bench) -> Sizes:
+    """What the parts take on disk; `time_shapes` has measured it."""
+    kept = read_note(bench.folder / "times.json") or {}
+    return Sizes(*(float(kept[name]) for name in ("fixed_mb", "head_mb", "column_mb")))
+
+
+def _measured_sizes(
+    shapes: Sequence[Sequence[tuple[int, int]]], targets: Mapping[str, Target], head_size: int, config: Any
+) -> dict[str, float]:
+    """Megabytes of the parts: the straight line through the sizes of the models by their layers' weights."""
+    head, column = 4 * head_size * config.hidden_size, 2 * config.hidden_size
+    weights = [sum(layer[0] * head + layer[1] * column for layer in shape) for shape in shapes]
+    sizes = [model_size_mb(Path(targets[str(number)].location)) for number in range(len(shapes))]
+    slope, fixed = np.polyfit(weights, sizes, 1)
+    return {"fixed_mb": float(fixed), "head_mb": float(slope * head), "column_mb": float(slope * column)}
 
 
 def quiet_ms(samples: Samples) -> float:

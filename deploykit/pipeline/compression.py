@@ -11,7 +11,7 @@ __all__ = ["Recovery", "prune_to_goal"]
 import json
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,16 +19,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from deploykit.artifacts.atomic import write_atomic
-from deploykit.compress.search import LayerChoice, Option, cheapest, layer_options, spaced
+from deploykit.compress.search import LayerChoice, Option, Sizes, cheapest, layer_options, spaced
+from deploykit.compress.vocabulary import trim_vocabulary
 from deploykit.data.dataset import LabelledData
+from deploykit.errors import ModelError
 from deploykit.events import Listener, Note, Progress, Warn, ignore
 from deploykit.latency.measure import spread_over
 from deploykit.pipeline.clock import (
     COLUMNS_MULTIPLE,
     Bench,
+    Timings,
     levels_of,
     quiet_ms,
     read_note,
+    read_sizes,
     save_model,
     time_shapes,
 )
@@ -66,6 +70,7 @@ class Recovery:
         finetune: the recipe's `finetune` section, for what both trainings have in common.
         seed: of the order of the rows, and of those for a trial.
         listener: hears of progress.
+        freeze_embeddings: whether they stay as they are; those of a trimmed vocabulary cost little to train.
     """
 
     teacher: Path
@@ -75,16 +80,17 @@ class Recovery:
     finetune: Finetune
     seed: int
     listener: Listener
+    freeze_embeddings: bool
 
     def run(self, pruned: Path, out: Path, workspace: Path, *, trial: bool = False) -> FinetuneResult:
         """Train the checkpoint in `pruned` and write it to `out`; a trial is short, and on some of the rows."""
         from deploykit.train.finetune import Lesson, finetune
 
-        data, epochs = self.data, self.settings.epochs
+        data, epochs, copies = self.data, self.settings.epochs, self.settings.copies
         if trial:
             rows = np.random.default_rng(self.seed).permutation(len(data.train))[:_TRIAL_ROWS]
-            data = replace(data, train=data.train.take(sorted(rows.tolist())))
-            epochs = min(epochs, _TRIAL_EPOCHS)
+            data = replace(data, train=data.train.take(sorted(rows.tolist())), unlabelled=())
+            epochs, copies = min(epochs, _TRIAL_EPOCHS), 0
         return finetune(
             pruned,
             data,
@@ -94,6 +100,7 @@ class Recovery:
                     "learning_rate": self.settings.learning_rate,
                     "strategy": "full",
                     "dropout": 0.0,
+                    "freeze_embeddings": self.freeze_embeddings,
                 }
             ),
             self.task,
@@ -106,6 +113,8 @@ class Recovery:
                 self.settings.soft_weight,
                 self.settings.hidden_weight,
                 cache=workspace.parent / f"teacher-{len(data.train)}",
+                unlabelled=data.unlabelled,
+                copies=copies,
             ),
             stage="prune",
             listener=self.listener,
@@ -157,6 +166,8 @@ def prune_to_goal(
 
     from deploykit.runners.tokenize import Encoder
 
+    whole, (teacher, trimmed) = teacher, _trimmed(teacher, task, data, settings, workspace, listener)
+    info.update(trimmed)
     texts = sampled(data.train.texts, settings.calibration_rows, seed)
     bench = Bench(
         task,
@@ -170,7 +181,8 @@ def prune_to_goal(
         listener,
     )
     bench.folder.mkdir(parents=True, exist_ok=True)
-    recovery = Recovery(teacher, task, data, settings, finetune, seed, listener)
+    frozen = finetune.freeze_embeddings and not trimmed
+    recovery = Recovery(teacher, task, data, settings, finetune, seed, listener, frozen)
     model = task.load_model(teacher, dtype=torch.float32, attn_implementation="sdpa").eval()
     encoder = Encoder(teacher)
     batches = _calibration_batches(encoder, texts)
@@ -182,8 +194,9 @@ def prune_to_goal(
     choice = [None if layer is None else (int(layer[0]), int(layer[1])) for layer in kept["choice"]]
     info.update(kept)
     if choice == [layer.shape for layer in encoder_layers(model)]:
-        shutil.copytree(teacher, out, dirs_exist_ok=True, ignore=shutil.ignore_patterns("manifest.json"))
-        return "nothing pruned: the whole model is fast enough"
+        kept_as_is = whole if goal.size_mb is None else teacher  # for speed alone no piece need go
+        shutil.copytree(kept_as_is, out, dirs_exist_ok=True, ignore=shutil.ignore_patterns("manifest.json"))
+        return "no layer pruned: the whole model is fast and small enough"
     if not (workspace / "pruned" / "config.json").is_file():
         _save(_levels(model, batches, listener), model, choice, teacher, workspace / "pruned")
     del model
@@ -202,9 +215,16 @@ def _choose(
     unpruned: list[LayerChoice] = [layer.shape for layer in encoder_layers(model)]
     reference = Target("torch", str(teacher), device="cpu", task=bench.task.name)
     timings = time_shapes(bench, model, teacher, reference)
-    aim = _aim_ms(goal, timings.reference_ms) * _MARGIN
+    sizes = read_sizes(bench)
+    whole_ms = timings.table().model_ms(unpruned)
+    wanted = _aim_ms(goal, timings)
+    aim = (whole_ms if wanted is None else wanted * _MARGIN) + 1e-9
     found: dict[str, Any] = {"aim_ms": aim, "rounds": []}
-    if timings.table().model_ms(unpruned) <= aim:
+
+    def small(choice: Sequence[LayerChoice]) -> bool:
+        return goal.size_mb is None or sizes.model_mb(choice) <= goal.size_mb
+
+    if whole_ms <= aim and small(unpruned):
         return unpruned, found | {"table": asdict(timings.table())}
     levels = _levels(model, batches, bench.listener)
 
@@ -227,27 +247,23 @@ def _choose(
         found["rounds"].append({"choice": list(choice), "predicted_ms": predicted, "measured_ms": ms})
         bench.listener(Note(f"{_words(choice)}: {predicted:.2f} ms predicted, {ms:.2f} measured, {aim:.2f} aimed at"))
         timings = timings.seen(choice, ms)
-        return ms <= aim / _MARGIN
+        return ms <= max(aim / _MARGIN, whole_ms if wanted is None else 0.0)
 
     choice: list[LayerChoice] = unpruned
     finalists: list[list[LayerChoice]] = []
     for _ in range(_ROUNDS):
         budget = aim - timings.table().fixed_ms
-        searched = _search(bench, model, levels, options(), budget, batches, settings)
+        searched = _search(bench, model, levels, options(), budget, small, batches, settings)
         if searched is None:
             smallest = _smallest(options())
-            bench.listener(
-                Warn(
-                    f"even {_words(smallest)} takes {timings.table().model_ms(smallest):.2f} ms here, and {aim:.2f} are"
-                    " aimed at: it is made all the same; ask for less speed, or take more threads"
-                )
-            )
+            bench.listener(Warn(_too_much(smallest, timings.table().model_ms(smallest), aim, goal, sizes)))
             return smallest, found | {"table": asdict(timings.table())}
         choice = searched
         if fits(choice):
             finalists = [choice]
             break
-    finalists += [each for each in spaced(options(), aim - timings.table().fixed_ms) if each not in finalists]
+    evenly = spaced(options(), aim - timings.table().fixed_ms, small)
+    finalists += [each for each in evenly if each not in finalists]
     ranked = _by_trial(bench, recovery, levels, model, finalists or [choice], found)
     for choice in ranked:
         if found["rounds"][-1]["choice"] == choice or fits(choice):
@@ -289,19 +305,64 @@ def _assembled(bench: Bench, levels: Any, model: Any, choice: Sequence[LayerChoi
     return folder
 
 
-def _aim_ms(goal: Goal, reference_ms: float) -> float:
+def _aim_ms(goal: Goal, timings: Timings) -> float | None:
+    """The p50 that the goal asks for; None where it has no limit on speed."""
     aims = []
     if goal.speedup is not None:
-        aims.append(reference_ms / goal.speedup)
+        aims.append(timings.reference_ms / goal.speedup)
     if goal.p50_ms is not None:
         aims.append(goal.p50_ms)
     if goal.p99_ms is not None:
-        aims.append(goal.p99_ms / 2)  # a small model's p99 over real lengths is about twice its p50
-    return min(aims)
+        aims.append(goal.p99_ms / timings.tail)
+    return min(aims, default=None)
+
+
+def _too_much(smallest: Sequence[LayerChoice], ms: float, aim: float, goal: Goal, sizes: Sizes) -> str:
+    """What keeps the smallest model from the goal."""
+    made = "it is made all the same"
+    if goal.size_mb is not None and sizes.model_mb(smallest) > goal.size_mb:
+        size = f"{sizes.model_mb(smallest):.1f} MB, {sizes.fixed_mb:.1f} of them outside of its layers"
+        advice = "raise goal.size_mb, or lower prune.vocabulary"
+        return f"even {_words(smallest)} takes {size}, and {goal.size_mb:g} are asked for: {made}; {advice}"
+    return (
+        f"even {_words(smallest)} takes {ms:.2f} ms here, and {aim:.2f} are aimed at: {made};"
+        " ask for less speed, or take more threads"
+    )
+
+
+def _trimmed(
+    teacher: Path, task: Task, data: LabelledData, settings: Prune, workspace: Path, listener: Listener
+) -> tuple[Path, dict[str, Any]]:
+    """The teacher with a trimmed vocabulary, and what stayed; the teacher itself and nothing where it is not trimmed."""
+    out = workspace / "trimmed"
+    kept = read_note(workspace / "trimmed.json")
+    if kept is None and settings.vocabulary != "all":
+        shutil.rmtree(out, ignore_errors=True)
+        texts = (*data.train.texts, *data.validation.texts, *data.unlabelled)
+        try:
+            found = trim_vocabulary(teacher, out, task, texts, commonest=settings.vocabulary)
+        except ModelError as error:
+            listener(Warn(f"{error.message}: the whole vocabulary stays"))
+            found = None
+        kept = {} if found is None else {"vocabulary": {"pieces": found.pieces, "kept": len(found.kept)}}
+        workspace.mkdir(parents=True, exist_ok=True)
+        write_atomic(workspace / "trimmed.json", json.dumps(kept).encode())
+    if not kept:
+        return teacher, {}
+    count = kept["vocabulary"]
+    listener(Note(f"vocabulary: {count['kept']:,} of {count['pieces']:,} pieces stay"))
+    return out, kept
 
 
 def _search(
-    bench: Bench, model: Any, levels: Any, options: Any, budget_ms: float, batches: Any, settings: Prune
+    bench: Bench,
+    model: Any,
+    levels: Any,
+    options: Any,
+    budget_ms: float,
+    fits: Callable[[Sequence[LayerChoice]], bool],
+    batches: Any,
+    settings: Prune,
 ) -> list[LayerChoice] | None:
     """The choice whose cut model is nearest to the whole one, over random weights of the layers (SPDY)."""
     import torch
@@ -317,7 +378,7 @@ def _search(
     seen: dict[tuple[LayerChoice, ...], float] = {}
     for number in range(settings.tries):
         tried = weights if number == 0 else np.exp(np.log(weights) + random.normal(0, 1.5, len(options)))
-        choice = cheapest(options, tried.tolist(), budget_ms)
+        choice = cheapest(options, tried.tolist(), budget_ms, fits)
         if choice is None:
             return None
         if choice not in seen:

@@ -56,7 +56,9 @@ def data_from_artifact(folder: Path) -> LabelledData:
     """The data that the data stage wrote."""
     labels = tuple(json.loads((folder / "labels.json").read_text(encoding="utf-8")))
     train, validation, test = (_table(folder / f"{part}.json") for part in ("train", "validation", "test"))
-    return LabelledData(train, validation, test, labels)
+    more = folder / "unlabelled.json"
+    unlabelled = tuple(json.loads(more.read_text(encoding="utf-8"))) if more.is_file() else ()
+    return LabelledData(train, validation, test, labels, unlabelled)
 
 
 def _table(path: Path) -> Table:

@@ -20,6 +20,7 @@ from deploykit.export.compatibility import limits_from_target
 from deploykit.machine import has_nvidia_gpu, instruction_set, usable_cores
 from deploykit.pipeline.order import STAGES, Stage
 from deploykit.recipe import Recipe
+from deploykit.recipe.load import DATA_FILES
 from deploykit.runners.checkpoint import resolve_model
 
 _VERSION: Final[Mapping[Stage, int]] = {
@@ -107,7 +108,7 @@ def make_plan(recipe: Recipe, base: Path, *, download: bool = True) -> Plan:
     dump = recipe.model_dump(mode="json")
     data = dump["data"]
     files = {
-        part: data_identity(data[part], base) for part in ("train", "test", "validation") if isinstance(data[part], str)
+        part: data_identity(data[part], base) for part in DATA_FILES if isinstance(data[part], str)
     }
     machine: dict[str, JsonValue] = {"instruction_set": instruction_set(), "cores": usable_cores()}
     model = resolve_model(recipe.model, base, download=download).identity
@@ -124,7 +125,7 @@ def make_plan(recipe: Recipe, base: Path, *, download: bool = True) -> Plan:
         | {"model": model, "seed": recipe.seed, "trust_pickle": recipe.trust_pickle}
         | dump["finetune"],
         "prune": task
-        | {limit: dump["goal"][limit] for limit in ("speedup", "p50_ms", "p99_ms")}
+        | {limit: dump["goal"][limit] for limit in ("speedup", "p50_ms", "p99_ms", "size_mb")}
         | {"seed": recipe.seed, "finetune": dump["finetune"], "quantize": dump["quantize"]}
         | {"target": recipe.export.target, "threads": recipe.package.threads, "machine": machine}
         | dump["prune"],

@@ -48,6 +48,7 @@ def _make_data(context: Context, draft: Draft) -> str:
     for part in ("train", "validation", "test"):
         _write_json(draft.path / f"{part}.json", dataclasses.asdict(getattr(data, part)))
     _write_json(draft.path / "labels.json", list(data.label_names))
+    _write_json(draft.path / "unlabelled.json", list(data.unlabelled))
     _write_json(draft.path / "report.json", dataclasses.asdict(report))
     for warning in report.warnings:
         context.listener(Warn(warning))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["load_recipe"]
+__all__ = ["DATA_FILES", "load_recipe"]
 
 import os
 import re
@@ -23,14 +23,14 @@ LARGEST_BYTES = 2**20  # a larger file was passed by mistake
 DOTTED = re.compile(r"[\w-]+(\.[\w-]+)*")
 AFTER_THE_FILE = 2**31  # sorts the problems of overrides behind those of any line
 
-DATA_FILES = ("train", "test", "validation")  # keys of `data` that may name a file
+DATA_FILES = ("train", "test", "validation", "unlabelled")  # keys of `data` that may name a file
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe in a YAML file, with `KEY=VALUE` overrides applied.
 
     Keys of an override are dotted (`finetune.epochs=3`) and its value is YAML. A relative file named in the recipe
-    (`model`, `data.train`, `data.test`, `data.validation`) is looked for in the recipe's own folder, then in the
+    (`model`, `data.train`, `data.test` and so on) is looked for in the recipe's own folder, then in the
     current folder; one named in an override only in the current folder. Scalars follow YAML 1.2 (`1e-4` is a number,
     `no` is text); anchors, aliases and tags are refused. The environment is not read.
 

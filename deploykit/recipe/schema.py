@@ -54,10 +54,18 @@ def _fraction_or_path(value: object) -> object:
     return float(value)
 
 
+def _count_or_all(value: object) -> object:
+    """Decides between the members of `int | Literal["all"]`, so that one wrong value gives one error."""
+    if value == "all" or (isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= INT32_MAX):
+        return value
+    raise ValueError(f"must be `all` or a whole number from 0, not {value!r}")
+
+
 Text = Annotated[str, Field(min_length=1), AfterValidator(_one_line)]
 Count = Annotated[int, Field(ge=1, le=INT32_MAX)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 FractionOrPath = Annotated[float | str, BeforeValidator(_fraction_or_path)]
+CountOrAll = Annotated[int | Literal["all"], BeforeValidator(_count_or_all)]
 
 
 class Section(BaseModel):
@@ -76,6 +84,9 @@ class Data(Section):
     )
     validation: FractionOrPath = Field(
         default=0.1, description="The rows that choices are made on, or the fraction of the training rows to hold out."
+    )
+    unlabelled: Text | None = Field(
+        default=None, description="More messages, without labels, that a pruned model learns from."
     )
     text: Text = Field(default="text", description="The column that holds the message.")
     label: Text = Field(default="label", description="The column that holds the label.")
@@ -135,16 +146,26 @@ class Goal(Section):
 
 
 class Prune(Section):
-    """How the model is pruned where the goal has a limit on speed, and how it recovers."""
+    """How the model is pruned where the goal has a limit on speed or size, and how it recovers."""
 
     strategy: Literal["auto", "none"] = Field(
         default="auto",
-        description="auto: layers, heads and FFN columns go until the goal's speed is reached; none: all stay.",
+        description="auto: layers, heads and FFN columns go until the goal is reached; none: all stay.",
+    )
+    vocabulary: CountOrAll = Field(
+        default=4000,
+        description="Pieces of the vocabulary that stay beside those of the data, the commonest first; all: no trimming.",
     )
     calibration_rows: Count = Field(default=256, description="Training rows that what goes is chosen on.")
     tries: Count = Field(default=60, description="Choices of what stays that are compared.")
     epochs: Positive = Field(
-        default=16.0, description="Passes over the training rows that the pruned model recovers in."
+        default=16.0, description="Passes over as many rows as there are to train on, that the pruned model recovers in."
+    )
+    copies: int = Field(
+        default=4,
+        ge=0,
+        le=1000,
+        description="Altered copies of each message that the unpruned model answers, to learn from.",
     )
     learning_rate: Positive = Field(default=4e-4, description="The highest learning rate of the recovery.")
     temperature: Positive = Field(default=2.0, description="That softens the unpruned model's logits, to learn from.")
@@ -282,8 +303,8 @@ class Recipe(Section):
 
     @property
     def prunes(self) -> bool:
-        """Whether the model may be pruned: its goal has a limit on speed, and pruning is not switched off."""
-        limits = (self.goal.speedup, self.goal.p50_ms, self.goal.p99_ms)
+        """Whether the model may be pruned: its goal has a limit on speed or size, and pruning is not switched off."""
+        limits = (self.goal.speedup, self.goal.p50_ms, self.goal.p99_ms, self.goal.size_mb)
         return self.prune.strategy != "none" and any(limit is not None for limit in limits)
 
     @property

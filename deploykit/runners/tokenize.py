@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
 from deploykit.errors import DataError, ModelError
+from deploykit.runners.words import WordTable
 
 _UNSET_LENGTH = 1_000_000
 """transformers writes an absurd `model_max_length` (1e30) where a tokenizer has none."""
@@ -50,6 +51,7 @@ class Encoder:
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(self.max_length)
         self.pad_id = pad_id_from_folder(folder, self._tokenizer)
+        self._words = WordTable.of(self._tokenizer, _json(path), self.max_length)
 
     def encode(self, messages: Sequence[str]) -> dict[str, NDArray[np.int64]]:
         """`input_ids`, `attention_mask` and `token_type_ids`, each int64 [messages, longest].
@@ -65,6 +67,14 @@ class Encoder:
 
     def _encode(self, messages: Sequence[str]) -> dict[str, NDArray[np.int64]]:
         if len(messages) == 1:
+            known = self._words.ids(messages[0]) if self._words else None
+            if known is not None:
+                ids = np.array([known], dtype=np.int64)
+                return {
+                    "input_ids": ids,
+                    "attention_mask": np.ones(ids.shape, np.int64),
+                    "token_type_ids": np.zeros(ids.shape, np.int64),
+                }
             encoding = self._tokenizer.encode(messages[0])
             ids = np.array([encoding.ids], dtype=np.int64)
             return {

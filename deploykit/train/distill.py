@@ -114,8 +114,9 @@ def distillation_loss(outputs: Any, batch: Mapping[str, Any], output: str, setti
     """The loss of one batch, a scalar tensor.
 
     Args:
-        outputs: the student's, with the loss on the labels, and hidden states where they count.
-        batch: with `attention_mask`, `teacher_logits` and `teacher_hidden` (padded to the batch's length).
+        outputs: the student's, with hidden states where they count.
+        batch: with `attention_mask`, `labels` (-100 where there is none), `teacher_logits` and `teacher_hidden` (padded
+            to the batch's length).
         output: the name of the logits.
         settings: what to learn.
     """
@@ -128,7 +129,8 @@ def distillation_loss(outputs: Any, batch: Mapping[str, Any], output: str, setti
         reduction="batchmean",
         log_target=True,
     )
-    loss = settings.soft_weight * heat**2 * soft + (1 - settings.soft_weight) * outputs["loss"]
+    hard = functional.cross_entropy(outputs[output].float(), batch["labels"], reduction="sum") / len(batch["labels"])
+    loss = settings.soft_weight * heat**2 * soft + (1 - settings.soft_weight) * hard
     if settings.hidden_weight:
         mask = batch["attention_mask"].unsqueeze(-1).float()
         difference = (outputs.hidden_states[-1].float() - batch["teacher_hidden"]) * mask

@@ -108,10 +108,15 @@ def finetune(
             for name, table in (("train", data.train), ("validation", data.validation))
         }
         splits["validation"].sort(key=lambda row: len(row["input_ids"]))  # batches of like lengths pad little
+        epochs = settings.epochs
+        if lesson is not None:
+            labelled = len(splits["train"])
+            splits["train"] += _unlabelled(lesson, tokenizer, network, splits["train"], seed)
+            epochs *= labelled / len(splits["train"])
         steps_per_epoch = math.ceil(
             len(splits["train"]) / (settings.batch_size * settings.gradient_accumulation * _processes().num_processes)
         )
-        total = math.ceil(steps_per_epoch * settings.epochs)
+        total = math.ceil(steps_per_epoch * epochs)
         watch = _watch(steps_per_epoch, total, task.metric, stage, listener)
         collate: Any = DataCollatorWithPadding(tokenizer)
         distillation = None
@@ -121,7 +126,7 @@ def finetune(
             splits["train"] = [row | {"row": number} for number, row in enumerate(splits["train"])]
         trainer = _trainer_class(steps_per_epoch, task.output, distillation)(
             model=network,
-            args=_arguments(settings, task, workspace, seed=seed, total=total),
+            args=_arguments(settings, task, workspace, seed=seed, epochs=epochs, total=total),
             train_dataset=splits["train"],
             eval_dataset=splits["validation"],
             data_collator=collate,
@@ -170,6 +175,8 @@ class Lesson:
         soft_weight: of the teacher's answers; the labels have the rest of 1.
         hidden_weight: of its last hidden states, which must be as wide; 0 leaves them out.
         cache: the folder to keep its answers in; the workspace unless told.
+        unlabelled: messages that only the teacher answers. With them an epoch still is as many rows as have labels.
+        copies: altered copies of each row, labelled and not, that only the teacher answers.
     """
 
     teacher: Path
@@ -177,6 +184,8 @@ class Lesson:
     soft_weight: float = 0.9
     hidden_weight: float = 5.0
     cache: Path | None = None
+    unlabelled: Sequence[str] = ()
+    copies: int = 0
 
 
 def is_main_process() -> bool:
@@ -220,7 +229,7 @@ def _network(model: Path, labels: Sequence[str], settings: Finetune, task: Task,
     return network
 
 
-def _arguments(settings: Finetune, task: Task, workspace: Path, *, seed: int, total: int) -> Any:
+def _arguments(settings: Finetune, task: Task, workspace: Path, *, seed: int, epochs: float, total: int) -> Any:
     import torch
     from transformers import TrainingArguments
 
@@ -231,7 +240,7 @@ def _arguments(settings: Finetune, task: Task, workspace: Path, *, seed: int, to
     checkpointing = {f"{name}_checkpointing": True} if settings.gradient_checkpointing else {}
     return TrainingArguments(
         output_dir=str(workspace),
-        num_train_epochs=settings.epochs,
+        num_train_epochs=epochs,
         learning_rate=settings.learning_rate,
         per_device_train_batch_size=settings.batch_size,
         per_device_eval_batch_size=max(settings.batch_size, 64),
@@ -274,6 +283,29 @@ def _taught(lesson: Lesson, rows: Any, task: Task, pad: Any, workspace: Path, li
     folder.mkdir(parents=True, exist_ok=True)
     teacher = teach(model.to(device), rows, task.output, pad, folder, identity=identity, listener=listener)
     return Distillation(teacher, lesson.temperature, lesson.soft_weight, lesson.hidden_weight)
+
+
+def _unlabelled(
+    lesson: Lesson, tokenizer: Any, network: Any, rows: Sequence[Mapping[str, Any]], seed: int
+) -> list[dict[str, Any]]:
+    """Rows that only the teacher answers: messages without labels, and altered copies of all."""
+    none = [_NO_LABEL] * len(lesson.unlabelled)
+    found = _features(tokenizer, network, lesson.unlabelled, none) if none else []
+    if lesson.copies:
+        from deploykit.train.augment import altered_rows, nearest_pieces
+
+        plain = [list(row["input_ids"]) for row in (*rows, *found)]
+        used = sorted({piece for row in plain for piece in row})
+        nearest = nearest_pieces(network.get_input_embeddings().weight.detach(), used, tokenizer.all_special_ids)
+        names = [name for name in rows[0] if name not in ("input_ids", "attention_mask", "labels")]
+        for ids in altered_rows(plain, nearest, lesson.copies, seed):
+            row: dict[str, Any] = {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": _NO_LABEL}
+            found.append(row | {name: [0] * len(ids) for name in names})
+    return found
+
+
+_NO_LABEL = -100
+"""What PyTorch's cross entropy leaves out."""
 
 
 def _final_metrics(trainer: Any, validation: Any, task: Task) -> dict[str, float]:
@@ -384,7 +416,7 @@ def _trainer_class(steps_per_epoch: int, output: str, distillation: Distillation
         def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **kwargs: Any) -> Any:
             if distillation is None or "teacher_logits" not in inputs:
                 return super().compute_loss(model, inputs, return_outputs, **kwargs)
-            student = {key: value for key, value in inputs.items() if not key.startswith("teacher_")}
+            student = {key: value for key, value in inputs.items() if not key.startswith(("teacher_", "labels"))}
             outputs = model(**student, output_hidden_states=bool(distillation.hidden_weight))
             loss = distillation_loss(outputs, inputs, output, distillation)
             return (loss, outputs) if return_outputs else loss

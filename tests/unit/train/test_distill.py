@@ -31,18 +31,25 @@ class Output(dict[str, Any]):
 def loss_of(logits: torch.Tensor, hidden: torch.Tensor, batch: dict[str, Any], **settings: float) -> float:
     empty = Teacher(np.zeros((1, 1), np.float32), np.zeros((1, 1), np.float16), np.zeros(2, np.int64))
     chosen = {"temperature": 2.0, "soft_weight": 0.9, "hidden_weight": 5.0, **settings}
-    outputs = Output(logits=logits, loss=torch.tensor(7.0), hidden_states=(None, hidden))
+    outputs = Output(logits=logits, hidden_states=(None, hidden))
     return float(distillation_loss(outputs, batch, "logits", Distillation(empty, **chosen)))
 
 
 def batch_of(logits: torch.Tensor, hidden: torch.Tensor) -> dict[str, Any]:
     mask = torch.tensor([[1, 1, 0], [1, 1, 1]])
-    return {"teacher_logits": logits, "teacher_hidden": hidden, "attention_mask": mask}
+    labels = torch.tensor([3, -100])  # the second has none
+    return {"teacher_logits": logits, "teacher_hidden": hidden, "attention_mask": mask, "labels": labels}
+
+
+def hard_loss(logits: torch.Tensor) -> float:
+    return float(-logits.log_softmax(-1)[0, 3]) / 2
 
 
 def test_the_loss_of_the_teacher_itself_is_that_of_the_labels() -> None:
     logits, hidden = torch.randn(2, 5), torch.randn(2, 3, 4)
-    assert loss_of(logits, hidden, batch_of(logits, hidden)) == pytest.approx(0.1 * 7, abs=1e-5)
+    assert loss_of(logits, hidden, batch_of(logits, hidden)) == pytest.approx(
+        0.1 * hard_loss(logits), abs=1e-5
+    )
 
 
 def test_the_loss_is_as_defined_and_padding_does_not_count() -> None:
@@ -53,7 +60,7 @@ def test_the_loss_is_as_defined_and_padding_does_not_count() -> None:
     moved[1, 0, 0] += 2
     soft = (other / 3).softmax(-1)
     divergence = (soft * (soft.log() - (logits / 3).log_softmax(-1))).sum(-1).mean()
-    expected = 0.4 * 9 * float(divergence) + 0.6 * 7 + 2 * (4 / (5 * 4))
+    expected = 0.4 * 9 * float(divergence) + 0.6 * hard_loss(logits) + 2 * (4 / (5 * 4))
     found = loss_of(logits, moved, batch_of(other, hidden), temperature=3.0, soft_weight=0.4, hidden_weight=2.0)
     assert found == pytest.approx(expected, rel=1e-4)
 
@@ -87,7 +94,7 @@ def test_a_student_comes_nearer_to_its_teacher_and_the_teacher_is_asked_once(
     wanted = logits_of(trained, texts)
     near = logits_of(learn("out", 12), texts)
     far = logits_of(student, texts)
-    assert np.abs(near - wanted).mean() < 0.3 * np.abs(far - wanted).mean()
+    assert np.abs(near - wanted).mean() < 0.5 * np.abs(far - wanted).mean()
     assert (near.argmax(-1) == wanted.argmax(-1)).mean() > 0.9
 
     def taught() -> int:
