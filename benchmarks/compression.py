@@ -72,7 +72,7 @@ def main() -> None:
         "discordant": parity.discordant,
         "kept": manifest["info"]["choice"],
         "predicted_and_measured_ms": [
-            [round_["predicted_ms"], round_["measured_ms"]] for round_ in manifest["info"]["rounds"]
+            [point["predicted_ms"], point["measured_ms"]] for point in manifest["info"]["points"]
         ],
         "pruning_and_recovery_s": manifest["seconds"],
         "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),

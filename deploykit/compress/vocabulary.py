@@ -8,7 +8,7 @@ which all stay: nothing becomes unknown.
 
 from __future__ import annotations
 
-__all__ = ["Trimmed", "trim_tokenizer", "trim_vocabulary"]
+__all__ = ["Trimmed", "is_trimmed", "trim_tokenizer", "trim_vocabulary"]
 
 import copy
 import json
@@ -23,6 +23,8 @@ from deploykit.errors import ModelError
 from deploykit.tasks import Task
 from deploykit.tasks.quiet import quiet_transformers
 
+TRIMMED_KEY = "deploykit_vocabulary"
+"""In config.json: how many pieces there were before."""
 _BATCH = 1000
 
 
@@ -81,6 +83,7 @@ def trim_vocabulary(checkpoint: Path, out: Path, task: Task, texts: Sequence[str
     shorter.weight.data = table.weight.data[rows].clone()
     model.set_input_embeddings(shorter)
     model.config.vocab_size = len(rows)
+    setattr(model.config, TRIMMED_KEY, trimmed.pieces)
     for name, value in model.config.to_dict().items():
         if name.endswith("_token_id") and isinstance(value, int):
             setattr(model.config, name, new_id.get(value))
@@ -94,6 +97,12 @@ def trim_vocabulary(checkpoint: Path, out: Path, task: Task, texts: Sequence[str
         }
     (out / "tokenizer_config.json").write_text(json.dumps(settings, ensure_ascii=False, indent=1), encoding="utf-8")
     return trimmed
+
+
+def is_trimmed(folder: Path) -> bool:
+    """Whether the vocabulary of a model folder has been trimmed."""
+    path = folder / "config.json"
+    return path.is_file() and TRIMMED_KEY in json.loads(path.read_text(encoding="utf-8"))
 
 
 def trim_tokenizer(

@@ -10,6 +10,7 @@ __all__ = [
     "compare_outputs",
     "judge_labels",
     "judge_tokenizer",
+    "judge_trimmed_tokenizer",
 ]
 
 from collections.abc import Collection, Mapping, Sequence
@@ -199,6 +200,49 @@ def judge_tokenizer(reference_ids: Sequence[Sequence[int]], candidate_ids: Seque
         unit="items",
         next_step="Use the model's own tokenizer.json, with its truncation length." if differing else "",
         details=details,
+    )
+
+
+def judge_trimmed_tokenizer(
+    reference_pieces: Sequence[Sequence[str]], candidate_pieces: Sequence[Sequence[str]], max_length: int, prefix: str
+) -> Verdict:
+    """Judge whether a tokenizer with fewer pieces cuts messages alike or finer, and loses no character.
+
+    Args:
+        reference_pieces: of the whole vocabulary, a list for each message, special tokens included.
+        candidate_pieces: of the trimmed one.
+        max_length: pieces that both truncate to; a message that is cut finer may lose its end.
+        prefix: what marks a piece within a word.
+
+    Raises:
+        ParityError: no messages, or not the same number of them.
+    """
+    n = paired_count("tokenized messages", reference_pieces, candidate_pieces)
+
+    def joined(pieces: Sequence[str]) -> str:
+        return "".join(piece.removeprefix(prefix) if prefix else piece for piece in pieces[1:-1])
+
+    finer, differing = 0, []
+    for index, (ours, theirs) in enumerate(zip(reference_pieces, candidate_pieces, strict=True)):
+        finer += list(ours) != list(theirs)
+        before, after = joined(ours), joined(theirs)
+        ends = ours[:1] == theirs[:1] and ours[-1:] == theirs[-1:]
+        if not ends or not (before.startswith(after) if len(theirs) >= max_length else before == after):
+            differing.append(index)
+    details = [f"{finer} of {n} messages have a word that is cut finer than before"] if finer else []
+    if differing:
+        first = differing[0]
+        details.append(f"message {first}: {' '.join(reference_pieces[first])} -> {' '.join(candidate_pieces[first])}")
+    return Verdict(
+        check="trimmed tokenizer",
+        outcome="fail" if differing else "pass",
+        figure=float(len(differing)),
+        bound=None,
+        limit=0.0,
+        n=n,
+        unit="items",
+        next_step="Trim the vocabulary again, or use prune.vocabulary: all." if differing else "",
+        details=tuple(details),
     )
 
 

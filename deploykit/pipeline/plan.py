@@ -107,9 +107,7 @@ def make_plan(recipe: Recipe, base: Path, *, download: bool = True) -> Plan:
     limits_from_target(recipe.export.target)
     dump = recipe.model_dump(mode="json")
     data = dump["data"]
-    files = {
-        part: data_identity(data[part], base) for part in DATA_FILES if isinstance(data[part], str)
-    }
+    files = {part: data_identity(data[part], base) for part in DATA_FILES if isinstance(data[part], str)}
     machine: dict[str, JsonValue] = {"instruction_set": instruction_set(), "cores": usable_cores()}
     model = resolve_model(recipe.model, base, download=download).identity
     task: dict[str, JsonValue] = {"task": recipe.task}

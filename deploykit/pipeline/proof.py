@@ -17,10 +17,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deploykit.artifacts.store import Draft
+from deploykit.compress.vocabulary import is_trimmed
 from deploykit.errors import ParityError
 from deploykit.events import Listener, Progress, Warn, ignore
 from deploykit.machine import instruction_set
-from deploykit.parity.fidelity import TOLERANCES, Precision, compare_outputs, judge_labels, judge_tokenizer
+from deploykit.parity.fidelity import (
+    TOLERANCES,
+    Precision,
+    compare_outputs,
+    judge_labels,
+    judge_tokenizer,
+    judge_trimmed_tokenizer,
+)
 from deploykit.parity.flips import judge_flips
 from deploykit.parity.identity import compare_answers
 from deploykit.parity.report import ParityReport, Predictions, build_report
@@ -186,10 +194,12 @@ def judge_forms(
     expected = tokenizer(list(texts), truncation=True, max_length=max_length_from_folder(ours))["input_ids"]
     encoder = Encoder(theirs)
     found = [encoder.encode([text])["input_ids"][0].tolist() for text in texts]
-    return [
-        judge_labels(labels_from_folder(reference), labels_from_folder(candidate)),
-        judge_tokenizer(expected, found),
-    ]
+    labels = judge_labels(labels_from_folder(reference), labels_from_folder(candidate))
+    if not is_trimmed(theirs):
+        return [labels, judge_tokenizer(expected, found)]
+    pieces = [encoder.pieces(ids) for ids in found]
+    whole = [tokenizer.convert_ids_to_tokens(ids) for ids in expected]
+    return [labels, judge_trimmed_tokenizer(whole, pieces, encoder.max_length, encoder.inner_prefix)]
 
 
 def _fidelity(

@@ -154,12 +154,15 @@ class Prune(Section):
     )
     vocabulary: CountOrAll = Field(
         default=4000,
-        description="Pieces of the vocabulary that stay beside those of the data, the commonest first; all: no trimming.",
+        description="Pieces of the vocabulary that stay beside those of the data, the commonest first; all: every one.",
     )
     calibration_rows: Count = Field(default=256, description="Training rows that what goes is chosen on.")
     tries: Count = Field(default=60, description="Choices of what stays that are compared.")
-    epochs: Positive = Field(
-        default=16.0, description="Passes over as many rows as there are to train on, that the pruned model recovers in."
+    epochs: float = Field(
+        default=16.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="Passes over as many rows as there are to train on, to recover in; 0: fitted, not retrained.",
     )
     copies: int = Field(
         default=4,

@@ -92,6 +92,15 @@ class Encoder:
             types[row, :length] = encoding.type_ids
         return {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
 
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """The pieces that ids stand for."""
+        return [str(self._tokenizer.id_to_token(number)) for number in ids]
+
+    @property
+    def inner_prefix(self) -> str:
+        """What marks a piece within a word; empty where the beginning of a word is marked."""
+        return str(getattr(self._tokenizer.model, "continuing_subword_prefix", None) or "")
+
     def lengths(self, messages: Sequence[str]) -> NDArray[np.int64]:
         """Tokens of each message, special ones included and truncated: int64 [messages]."""
         return np.array([len(encoding) for encoding in self._tokenizer.encode_batch(list(messages))], dtype=np.int64)

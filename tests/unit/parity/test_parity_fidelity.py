@@ -10,7 +10,14 @@ from numpy.typing import NDArray
 from scipy.special import rel_entr, softmax
 
 from deploykit.errors import ParityError
-from deploykit.parity.fidelity import TOLERANCES, compare_outputs, judge_labels, judge_tokenizer
+from deploykit.parity.fidelity import (
+    TOLERANCES,
+    compare_outputs,
+    judge_labels,
+    judge_tokenizer,
+    judge_trimmed_tokenizer,
+)
+from deploykit.parity.verdict import Verdict
 
 FP32 = 1e-4
 
@@ -255,3 +262,38 @@ def test_row_49_no_tokens_are_an_error() -> None:
         judge_tokenizer([[], []], [[], []])
     with pytest.raises(ParityError, match="1 of the reference against 2"):
         judge_tokenizer([[1]], [[1], [2]])
+
+
+WHOLE = [["[CLS]", "over", "##charge", "##d", "card", "[SEP]"], ["[CLS]", "card", "[SEP]"]]
+
+
+def trimmed(*pieces: list[str], max_length: int = 16) -> Verdict:
+    return judge_trimmed_tokenizer(WHOLE[: len(pieces)], pieces, max_length, "##")
+
+
+def test_words_cut_finer_by_a_trimmed_tokenizer_pass_and_are_counted() -> None:
+    verdict = trimmed(["[CLS]", "over", "##ch", "##ar", "##ge", "##d", "card", "[SEP]"], WHOLE[1])
+    assert verdict.outcome == "pass"
+    assert "1 of 2 messages" in verdict.details[0]
+    assert trimmed(*WHOLE).details == ()
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        ["[CLS]", "over", "##charge", "card", "[SEP]"],
+        ["[CLS]", "over", "[UNK]", "card", "[SEP]"],
+        ["over", "##charge", "##d", "card", "[SEP]"],
+        ["[CLS]", "over", "##charge", "##d", "card", "##s", "[SEP]"],
+    ],
+)
+def test_a_trimmed_tokenizer_that_loses_or_adds_something_fails(pieces: list[str]) -> None:
+    verdict = trimmed(pieces)
+    assert (verdict.outcome, verdict.figure) == ("fail", 1.0)
+    assert "message 0" in verdict.details[-1]
+
+
+def test_a_message_that_is_cut_finer_may_lose_its_end_at_the_length() -> None:
+    pieces = ["[CLS]", "over", "##ch", "##ar", "##ge", "[SEP]"]
+    assert trimmed(pieces, max_length=6).outcome == "pass"
+    assert trimmed(pieces, max_length=7).outcome == "fail"

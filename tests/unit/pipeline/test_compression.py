@@ -18,6 +18,7 @@ from deploykit.latency.measure import Samples
 from deploykit.pipeline.clock import Bench
 from deploykit.pipeline.compression import prune_to_goal
 from deploykit.recipe import Finetune, Goal, Prune, Quantize
+from deploykit.report.result import model_size_mb
 from deploykit.runners import Target
 from deploykit.tasks import find_task
 from deploykit.tasks.pruned import encoder_layers
@@ -84,7 +85,9 @@ def test_a_model_is_pruned_to_the_goal_and_recovers(prune: Any, trained: Path, t
     outcome, info, out = prune(goal)
     shapes = [layer.shape for layer in encoder_layers(TASK.load_model(out))]
     assert clock(shapes) <= goal.p50_ms
-    assert info["rounds"][-1]["predicted_ms"] == pytest.approx(clock(shapes), rel=0.1)
+    chosen = next(point for point in info["points"] if point["choice"] == info["choice"])
+    assert chosen["fits"]
+    assert chosen["predicted_ms"] == pytest.approx(clock(shapes), rel=0.1)
     assert "% on validation" in outcome
     plan = json.loads((out / "pruning.json").read_text())
     assert [(len(layer["heads"]), len(layer["columns"])) for layer in plan["layers"]] == shapes
@@ -97,7 +100,7 @@ def test_a_goal_that_is_met_already_prunes_nothing(prune: Any, trained: Path) ->
     outcome, info, out = prune(Goal(speedup=2.0))
     assert "no layer pruned" in outcome
     assert (out / "model.safetensors").read_bytes() == (trained / "model.safetensors").read_bytes()
-    assert info["rounds"] == []
+    assert info["points"] == []
 
 
 def test_a_goal_beyond_the_smallest_model_is_said_and_that_one_made(prune: Any) -> None:
@@ -107,6 +110,35 @@ def test_a_goal_beyond_the_smallest_model_is_said_and_that_one_made(prune: Any) 
     layers = encoder_layers(TASK.load_model(out))
     assert [layer.shape for layer in layers] == [(1, 32)]
     assert "1 heads, 32 columns" in outcome
+
+
+def test_a_goal_of_size_is_met_by_what_is_written(prune: Any, trained: Path) -> None:
+    limit = 0.6 * model_size_mb(trained)
+    _, info, out = prune(Goal(size_mb=limit), vocabulary=0)
+    assert model_size_mb(out) <= limit
+    assert info["vocabulary"]["kept"] < info["vocabulary"]["pieces"]
+    assert next(point for point in info["points"] if point["choice"] == info["choice"])["size_mb"] <= limit
+    assert info["recovery"]["metrics"]["accuracy"] > 0.8
+
+
+def test_a_size_that_no_layer_can_make_up_for_is_said(prune: Any) -> None:
+    events: list[Any] = []
+    prune(Goal(size_mb=0.001), listener=events.append, epochs=0)
+    assert any(isinstance(event, Warn) and "lower prune.vocabulary" in event.message for event in events)
+
+
+def test_without_retraining_the_model_is_fitted_only(prune: Any, trained: Path, toy_data: Any) -> None:
+    outcome, info, out = prune(Goal(p50_ms=0.7 * clock([(4, 64)] * 2)), epochs=0)
+    assert "not retrained" in outcome
+    assert "recovery" not in info
+    assert clock([layer.shape for layer in encoder_layers(TASK.load_model(out))]) <= 0.7 * clock([(4, 64)] * 2)
+    assert not (out / "trial.json").exists()
+
+
+def test_the_whole_vocabulary_stays_where_it_is_asked_for(prune: Any, trained: Path) -> None:
+    _, info, out = prune(Goal(p50_ms=0.7 * clock([(4, 64)] * 2)), vocabulary="all", epochs=0)
+    assert "vocabulary" not in info
+    assert (out / "tokenizer.json").read_bytes() == (trained / "tokenizer.json").read_bytes()
 
 
 def test_an_interrupted_call_goes_on_and_times_nothing_again(prune: Any, timed: list[str]) -> None:

@@ -19,7 +19,9 @@ MESSAGES = st.one_of(
     st.text(max_size=80),
     st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=80),
     st.lists(
-        st.sampled_from(["parcel", "Cancel", "it's", "[SEP]", "[UNK]", "don't", "42nd", "a_b", "x" * 120, "é", "\t", ""]),
+        st.sampled_from(
+            ["parcel", "Cancel", "it's", "[SEP]", "[UNK]", "don't", "42nd", "a_b", "x" * 120, "é", "\t", ""]
+        ),
         max_size=30,
     ).map(" ".join),
 )

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+import deploykit
 from deploykit.errors import ModelError
 from deploykit.runners.tokenize import Encoder
 from deploykit.tasks import find_task
@@ -65,6 +66,7 @@ def test_layers_that_differ_load_back(kind: str, tiny_checkpoint: Callable[..., 
     cut(small, PruningPlan((LayerPlan(0, heads, tuple(range(40))), LayerPlan(1, (0, 1, 2, 3), (3, 5)))))
     expected = answers(small, source)
     folder = saved(small, source, tmp_path / "small")
+    assert np.allclose(answers(deploykit.load(folder), folder), expected, atol=1e-5)
     assert PLAN_KEY in json.loads((folder / "config.json").read_text())
     back = TASK.load_model(folder, attn_implementation="eager")
     assert np.allclose(answers(back, folder), expected, atol=1e-5)

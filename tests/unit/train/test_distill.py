@@ -47,9 +47,7 @@ def hard_loss(logits: torch.Tensor) -> float:
 
 def test_the_loss_of_the_teacher_itself_is_that_of_the_labels() -> None:
     logits, hidden = torch.randn(2, 5), torch.randn(2, 3, 4)
-    assert loss_of(logits, hidden, batch_of(logits, hidden)) == pytest.approx(
-        0.1 * hard_loss(logits), abs=1e-5
-    )
+    assert loss_of(logits, hidden, batch_of(logits, hidden)) == pytest.approx(0.1 * hard_loss(logits), abs=1e-5)
 
 
 def test_the_loss_is_as_defined_and_padding_does_not_count() -> None:

@@ -1,0 +1,295 @@
+"""Which layers, heads and FFN columns stay: candidates under the goal, assembled, measured and tried.
+
+The search is that of ZipLM (Kurtic, Frantar and Alistarh 2023): levels by dynamic programming over the latency table,
+weights of the layers at random. What it finds is measured as a whole, and the finalists are compared by what they are
+after a short recovery.
+"""
+
+from __future__ import annotations
+
+__all__ = ["CutModels", "Point", "Selection", "in_words"]
+
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deploykit.artifacts.atomic import write_atomic
+from deploykit.compress.calibrate import Candidates, candidates, divergence, pruned_copy
+from deploykit.compress.refit import refit
+from deploykit.compress.search import LayerChoice, Option, cheapest, layer_options, spaced
+from deploykit.events import Listener, Note, Progress, Warn
+from deploykit.pipeline.clock import (
+    COLUMNS_MULTIPLE,
+    Bench,
+    Timings,
+    levels_of,
+    quiet_ms,
+    read_note,
+    read_sizes,
+    save_model,
+    time_shapes,
+)
+from deploykit.pipeline.recovery import Recovery
+from deploykit.recipe import Goal, Prune
+from deploykit.runners import Target
+from deploykit.tasks.pruned import encoder_layers
+
+_HEADS = (1.0, 2 / 3, 1 / 2, 1 / 3, 1 / 6)
+_COLUMNS = (1.0, 3 / 4, 1 / 2, 3 / 8, 1 / 4, 1 / 8, 1 / 16)
+"""Levels that are scored, as shares of the unpruned layer."""
+_MARGIN = 0.95
+"""Of the goal's time that is aimed at: a machine is never as quiet again."""
+_ROUNDS = 3
+"""Choices of the search that are measured at most."""
+
+
+class CutModels:
+    """Copies of a model cut down to choices of levels, each made once and kept in a folder.
+
+    Args:
+        model: the whole model, in evaluation mode.
+        checkpoint: its folder.
+        batches: inputs as PyTorch tensors, to score its structures on.
+        more: more of them, to fit the output matrices of what is left on.
+        folder: where the copies are kept.
+        listener: hears of progress.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        checkpoint: Path,
+        batches: Sequence[Mapping[str, Any]],
+        more: Sequence[Mapping[str, Any]],
+        folder: Path,
+        listener: Listener,
+    ) -> None:
+        self.model, self.checkpoint, self.batches = model, checkpoint, batches
+        self._more, self._folder, self._listener = more, folder, listener
+
+    @property
+    def whole(self) -> list[LayerChoice]:
+        """What the uncut model has."""
+        return [layer.shape for layer in encoder_layers(self.model)]
+
+    @cached_property
+    def levels(self) -> Candidates:
+        """Every layer at every level, scored."""
+        full = encoder_layers(self.model)[0].shape
+        heads, columns = levels_of(full[0], _HEADS, 1), levels_of(full[1], _COLUMNS, COLUMNS_MULTIPLE)
+        return candidates(self.model, self.batches, heads=heads, columns=columns, listener=self._listener)
+
+    def saved(self, choice: Sequence[LayerChoice]) -> Path:
+        """The checkpoint folder of a cut model, fitted, with the plan beside it as `pruning.json`."""
+        folder = self._folder / ("assembled-" + "-".join("x" if c is None else f"{c[0]}.{c[1]}" for c in choice))
+        if not (folder / "config.json").is_file():
+            small, plan = pruned_copy(self.model, self.levels, choice)
+            refit(self.model, small, plan, self._more, listener=self._listener)
+            save_model(small, self.checkpoint, folder, {"pruning.json": asdict(plan)})
+        return folder
+
+
+@dataclass
+class Point:
+    """A choice that was assembled and measured.
+
+    Attributes:
+        choice: what stays of each layer.
+        predicted_ms: by the table, before it was measured.
+        measured_ms: p50 in the final graph and precision.
+        size_mb: on disk, by the table.
+        fits: whether it is as fast as the goal asks.
+        loss: on validation after a short recovery; without one the divergence from the whole model, nats a message.
+        metric: on validation after it; None without one.
+    """
+
+    choice: list[LayerChoice]
+    predicted_ms: float
+    measured_ms: float
+    size_mb: float
+    fits: bool
+    loss: float | None = None
+    metric: float | None = None
+
+
+class Selection:
+    """The search for what stays.
+
+    Args:
+        bench: builds and times.
+        cuts: makes the candidates.
+        recovery: tries them.
+        goal: what to reach.
+        settings: the recipe's `prune` section.
+    """
+
+    def __init__(self, bench: Bench, cuts: CutModels, recovery: Recovery, goal: Goal, settings: Prune) -> None:
+        self._bench, self._cuts, self._recovery, self._goal, self._settings = bench, cuts, recovery, goal, settings
+        self._reference = Target("torch", str(cuts.checkpoint), device="cpu", task=bench.task.name)
+        self.timings: Timings = time_shapes(bench, cuts.model, cuts.checkpoint, self._reference)
+        self._sizes = read_sizes(bench)
+        self._whole_ms = self.timings.table().model_ms(cuts.whole)
+        wanted = _wanted_ms(goal, self.timings)
+        self._limit_ms = self._whole_ms if wanted is None else wanted
+        self.aim_ms = self._limit_ms if wanted is None else wanted * _MARGIN
+        self.points: list[Point] = []
+
+    def choose(self) -> list[LayerChoice]:
+        """What stays; the smallest that can be made, with a Warn, where nothing is fast or small enough."""
+        if self._whole_ms <= self.aim_ms and self._small(self._cuts.whole):
+            return self._cuts.whole
+        for _ in range(_ROUNDS):
+            searched = self._searched()
+            if searched is None:
+                smallest = _smallest(self._options())
+                self._bench.listener(Warn(self._too_much(smallest)))
+                return smallest
+            if self._measured(searched).fits:
+                break
+        for choice in spaced(self._options(), self._budget_ms, self._small):
+            self._measured(choice)
+        finalists = [point for point in self.points if point.fits]
+        if not finalists:
+            self._bench.listener(Warn("no choice was as quick as predicted: the quickest stays"))
+            return min(self.points, key=lambda point: point.measured_ms).choice
+        if len(finalists) > 1:
+            for number, point in enumerate(finalists):
+                self._bench.listener(Note(f"trying {in_words(point.choice)}, {number + 1} of {len(finalists)}"))
+                self._try(point)
+        return min(finalists, key=lambda point: point.loss or 0.0).choice
+
+    def info(self) -> dict[str, Any]:
+        """What was aimed at and found, plain values."""
+        return {
+            "aim_ms": self.aim_ms,
+            "points": [asdict(point) for point in self.points],
+            "table": asdict(self.timings.table()),
+        }
+
+    @property
+    def _budget_ms(self) -> float:
+        return self.aim_ms * (1 + 1e-9) - self.timings.table().fixed_ms
+
+    def _small(self, choice: Sequence[LayerChoice]) -> bool:
+        return self._goal.size_mb is None or self._sizes.model_mb(choice) <= self._goal.size_mb
+
+    def _options(self) -> list[tuple[Option, ...]]:
+        table = self.timings.table()
+        return [
+            layer_options(
+                {n: level.error for n, level in heads.items()}, {n: level.error for n, level in columns.items()}, table
+            )
+            for heads, columns in zip(self._cuts.levels.heads, self._cuts.levels.columns, strict=True)
+        ]
+
+    def _measured(self, choice: Sequence[LayerChoice]) -> Point:
+        """Time an assembled model, as the run of the table would have seen it, and let the table learn from it."""
+        known = next((point for point in self.points if point.choice == list(choice)), None)
+        if known is not None:
+            return known
+        folder = self._cuts.saved(choice)
+        ms = (read_note(folder / "measured.json") or {}).get("ms")
+        if ms is None:
+            targets = {"candidate": self._bench.build(folder, folder.name), "reference": self._reference}
+            timed = self._bench.time(targets)
+            ms = quiet_ms(timed["candidate"]) * self.timings.reference_ms / quiet_ms(timed["reference"])
+            write_atomic(folder / "measured.json", json.dumps({"ms": ms}).encode())
+        predicted = self.timings.table().model_ms(choice)
+        point = Point(list(choice), predicted, ms, self._sizes.model_mb(choice), ms <= self._limit_ms)
+        self.points.append(point)
+        said = f"{predicted:.2f} ms predicted, {ms:.2f} measured, {self.aim_ms:.2f} aimed at"
+        self._bench.listener(Note(f"{in_words(choice)}: {said}"))
+        self.timings = self.timings.seen(choice, ms)
+        return point
+
+    def _try(self, point: Point) -> None:
+        """What a finalist is after a short recovery on some of the rows.
+
+        How near a cut model is to the whole one says little once most layers are gone: layers next to each other and
+        next to the head look best then, and recover worst.
+        """
+        folder = self._cuts.saved(point.choice)
+        kept = read_note(folder / "trial.json")
+        if kept is None and self._recovery.settings.epochs:
+            with tempfile.TemporaryDirectory(dir=self._bench.folder) as scratch:
+                result = self._recovery.run(
+                    folder, Path(scratch), self._bench.folder / f"trial-{folder.name}", trial=True
+                )
+            kept = {"loss": result.metrics["loss"], "metric": result.metrics[self._bench.task.metric]}
+        elif kept is None:
+            small = self._bench.task.load_model(folder)
+            kept = {"loss": divergence(small, *self._expected(), self._bench.task.output), "metric": None}
+        write_atomic(folder / "trial.json", json.dumps(kept).encode())
+        point.loss, point.metric = kept["loss"], kept["metric"]
+
+    def _expected(self) -> tuple[Sequence[Mapping[str, Any]], list[Any]]:
+        """Some of the batches, and what the whole model answers to them."""
+        import torch
+
+        few = self._cuts.batches[: max(1, len(self._cuts.batches) // 2)]
+        with torch.inference_mode():
+            return few, [self._cuts.model(**batch)[self._bench.task.output] for batch in few]
+
+    def _searched(self) -> list[LayerChoice] | None:
+        """The choice whose cut model is nearest to the whole one, over random weights of the layers (SPDY)."""
+        few, expected = self._expected()
+        options, tries = self._options(), self._settings.tries
+        random = np.random.default_rng(self._bench.seed)
+        best: tuple[list[LayerChoice], float] | None = None
+        weights = np.ones(len(options))
+        seen: dict[tuple[LayerChoice, ...], float] = {}
+        for number in range(tries):
+            tried = weights if number == 0 else np.exp(np.log(weights) + random.normal(0, 1.5, len(options)))
+            choice = cheapest(options, tried.tolist(), self._budget_ms, self._small)
+            if choice is None:
+                return None
+            if choice not in seen:
+                small, _ = pruned_copy(self._cuts.model, self._cuts.levels, choice)
+                seen[choice] = divergence(small, few, expected, self._bench.task.output)
+            if best is None or seen[choice] < best[1]:
+                best, weights = (list(choice), seen[choice]), tried
+            self._bench.listener(Progress("prune", number + 1, tries, "choice", {"divergence": best[1]}))
+        return None if best is None else best[0]
+
+    def _too_much(self, smallest: Sequence[LayerChoice]) -> str:
+        """What keeps the smallest model from the goal."""
+        made, goal, sizes = "it is made all the same", self._goal, self._sizes
+        if goal.size_mb is not None and sizes.model_mb(smallest) > goal.size_mb:
+            size = f"{sizes.model_mb(smallest):.1f} MB, {sizes.fixed_mb:.1f} of them outside of its layers"
+            advice = "raise goal.size_mb, or lower prune.vocabulary"
+            return f"even {in_words(smallest)} takes {size}, and {goal.size_mb:g} are asked for: {made}; {advice}"
+        ms = self.timings.table().model_ms(smallest)
+        return (
+            f"even {in_words(smallest)} takes {ms:.2f} ms here, and {self.aim_ms:.2f} are aimed at: {made};"
+            " ask for less speed, or take more threads"
+        )
+
+
+def in_words(choice: Sequence[LayerChoice]) -> str:
+    """What stays, for people."""
+    return ", ".join(f"layer {n}: {c[0]} heads, {c[1]} columns" for n, c in enumerate(choice) if c)
+
+
+def _wanted_ms(goal: Goal, timings: Timings) -> float | None:
+    """The p50 that the goal asks for; None where it has no limit on speed."""
+    wanted = []
+    if goal.speedup is not None:
+        wanted.append(timings.reference_ms / goal.speedup)
+    if goal.p50_ms is not None:
+        wanted.append(goal.p50_ms)
+    if goal.p99_ms is not None:
+        wanted.append(goal.p99_ms / timings.tail)
+    return min(wanted, default=None)
+
+
+def _smallest(options: Sequence[Sequence[Option]]) -> list[LayerChoice]:
+    """One layer at its quickest level: the one whose parts lose least."""
+    quickest = [min((each for each in layer if each.choice), key=lambda each: each.ms) for layer in options]
+    chosen = min(range(len(options)), key=lambda number: quickest[number].error)
+    return [quickest[number].choice if number == chosen else None for number in range(len(options))]
