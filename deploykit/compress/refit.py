@@ -57,17 +57,17 @@ def refit(
         ours[1].load_state_dict(theirs[2 * number + 1].state_dict())
         for place, name in enumerate((layer.output, layer.narrow)):
             linear = layer.linear(name)
-            square = torch.zeros(linear.in_features + 1, linear.in_features + 1, dtype=torch.float64)
-            cross = torch.zeros(linear.in_features + 1, linear.out_features, dtype=torch.float64)
+            square = torch.zeros(linear.in_features + 1, linear.in_features + 1)
+            cross = torch.zeros(linear.in_features + 1, linear.out_features)
             found = _inputs(small, [linear, ours[place]], batches)
             for targets, (entered, summed) in zip(wanted, found, strict=True):
-                rest = targets[2 * number + place].double() - summed.double()
-                given = torch.nn.functional.pad(entered.double(), (0, 1), value=1.0)
+                rest = targets[2 * number + place].float() - summed
+                given = torch.nn.functional.pad(entered, (0, 1), value=1.0)
                 square.addmm_(given.T, given)
                 cross.addmm_(given.T, rest)
             held = ridge * square.diagonal()[:-1].mean().clamp_min(1e-12)
             square.diagonal()[:-1].add_(held)
-            change = torch.linalg.solve(square, cross).float()
+            change = torch.linalg.solve(square.double(), cross.double()).float()
             linear.weight.data += change[:-1].T
             if linear.bias is not None:
                 linear.bias.data += change[-1]

@@ -29,7 +29,7 @@ from deploykit.recipe import Finetune, Goal, Prune, Quantize
 from deploykit.tasks import Task
 
 _TIMED_MESSAGES = 160
-_FITTED_ROWS = 1024
+_FITTED_ROWS = 512
 """Messages that the output matrices of a cut model are fitted on."""
 
 
