@@ -33,6 +33,8 @@ from deploykit.recipe import Goal, Prune
 @click.option("--speedup", type=float, help="At least this many times PyTorch's speed, at p50, in int8.")
 @click.option("--p50-ms", type=float, help="Highest p50 latency in int8, in milliseconds.")
 @click.option("--p99-ms", type=float, help="Highest p99 latency in int8, in milliseconds.")
+@click.option("--size-mb", type=float, help="Largest size of int8 model and tokenizer, in megabytes.")
+@click.option("--unlabelled", help="More messages to learn from, without labels: a file or hub:DATASET:SPLIT.")
 @click.option("--threads", type=click.IntRange(0), default=0, show_default=True, help="Of a session; 0: all cores.")
 @click.option("--target", default="triton-25.08", show_default=True, help="The oldest Triton that must load it.")
 @click.option("--task", default="text-classification", show_default=True, help="What the model does.")
@@ -48,6 +50,8 @@ def command(
     speedup: float | None,
     p50_ms: float | None,
     p99_ms: float | None,
+    size_mb: float | None,
+    unlabelled: str | None,
     threads: int,
     target: str,
     task: str,
@@ -57,7 +61,7 @@ def command(
     as_json: bool,
     **values: Any,
 ) -> int:
-    """Prune MODEL (a fine-tuned checkpoint folder) until it is as fast as asked, in int8 on this machine.
+    """Prune MODEL (a fine-tuned checkpoint folder) until it is as fast and small as asked, in int8 on this machine.
 
     What the layers, heads and FFN columns cost is measured here; what goes is chosen on training rows, and the rest
     learns from the whole model. What was done is kept in OUT.work until the end, so an interrupted call goes on.
@@ -67,7 +71,8 @@ def command(
     from deploykit.pipeline.alone import prune_alone
 
     settings = section_from_options(Prune, values)
-    goal = section_from_options(Goal, {"speedup": speedup, "p50_ms": p50_ms, "p99_ms": p99_ms})
+    limits = {"speedup": speedup, "p50_ms": p50_ms, "p99_ms": p99_ms, "size_mb": size_mb}
+    goal = section_from_options(Goal, limits)
     with Screen() as screen:
         outcome, info = prune_alone(
             model,
@@ -76,6 +81,7 @@ def command(
             goal,
             train=train,
             validation=file_or_fraction(validation),
+            unlabelled=unlabelled,
             columns=(text, label),
             task=task,
             target=target,

@@ -50,12 +50,16 @@ def load_data(section: Data, seed: int, base: Path = Path()) -> tuple[LabelledDa
         else:
             train, parts[part] = hold_out(train, wanted, seed, part)
     report = check_data(train, parts["validation"], parts["test"], strict=section.strict)
-    unlabelled: tuple[str, ...] = ()
-    if section.unlabelled is not None:
-        held_out = {text for table in parts.values() for text in table.texts}
-        found = read_rows(_located(section.unlabelled, base), Columns(section.text, None)).texts
-        unlabelled = tuple(text for text in found if text not in held_out)
+    reference = section.unlabelled and _located(section.unlabelled, base)
+    unlabelled = _unlabelled(reference, section.text, tuple(parts.values()))
     return LabelledData(train, parts["validation"], parts["test"], label_names, unlabelled), report
+
+
+def _unlabelled(reference: str | None, text: str, held_out: tuple[Table, ...]) -> tuple[str, ...]:
+    if reference is None:
+        return ()
+    known = {message for table in held_out for message in table.texts}
+    return tuple(message for message in read_rows(reference, Columns(text, None)).texts if message not in known)
 
 
 def _located(reference: str, base: Path) -> str:
@@ -63,7 +67,9 @@ def _located(reference: str, base: Path) -> str:
     return str(base / path) if path is not None and (base / path).exists() else reference
 
 
-def load_training_data(train: str, validation: float | str, columns: Columns, seed: int) -> LabelledData:
+def load_training_data(
+    train: str, validation: float | str, columns: Columns, seed: int, *, unlabelled: str | None = None
+) -> LabelledData:
     """Rows to train on and rows to watch, for a training by itself; the latter stand in for the test rows too.
 
     Raises:
@@ -76,7 +82,8 @@ def load_training_data(train: str, validation: float | str, columns: Columns, se
     else:
         rows, watched = hold_out(rows, validation, seed, "validation")
     check_data(rows, watched, watched, strict=False)
-    return LabelledData(rows, watched, watched, label_names)
+    more = _unlabelled(unlabelled, columns.text, (watched,))
+    return LabelledData(rows, watched, watched, label_names, more)
 
 
 def hold_out(train: Table, fraction: float, seed: int, part: str) -> tuple[Table, Table]:

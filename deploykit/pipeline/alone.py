@@ -134,6 +134,7 @@ def prune_alone(
     *,
     train: str,
     validation: float | str,
+    unlabelled: str | None,
     columns: tuple[str, str],
     task: str,
     target: str,
@@ -141,7 +142,7 @@ def prune_alone(
     seed: int,
     listener: Listener = ignore,
 ) -> tuple[str, dict[str, Any]]:
-    """Prune a fine-tuned checkpoint folder until it is as fast as the goal asks, and let it recover.
+    """Prune a fine-tuned checkpoint folder until it is as fast and small as the goal asks, and let it recover.
 
     What was measured and trained is kept in `OUT.work` until the end, so an interrupted call goes on.
 
@@ -149,9 +150,10 @@ def prune_alone(
         model: the fine-tuned checkpoint folder.
         out: the folder to write; not there yet.
         settings: how to prune and recover.
-        goal: `speedup`, `p50_ms` or `p99_ms`, of the int8 ONNX model in process on this machine.
+        goal: `speedup`, `p50_ms`, `p99_ms` or `size_mb`, of the int8 ONNX model in process on this machine.
         train: a data reference.
         validation: a data reference, or the fraction of the training rows to hold out.
+        unlabelled: a data reference to more messages, of which only the text is read; None for none.
         columns: of the message and the label.
         task: its name.
         target: the Triton release to export for.
@@ -163,19 +165,21 @@ def prune_alone(
         what stayed in words, and what was measured.
 
     Raises:
-        UsageError: the goal has no limit on speed.
+        UsageError: the goal has no limit on speed or size.
     """
     from deploykit.pipeline.compression import prune_to_goal
 
-    if goal.speedup is goal.p50_ms is goal.p99_ms is None:
-        raise UsageError("there is no speed to prune to", "give --speedup, --p50-ms or --p99-ms")
+    if goal.speedup is goal.p50_ms is goal.p99_ms is goal.size_mb is None:
+        raise UsageError("there is no speed or size to prune to", "give --speedup, --p50-ms, --p99-ms or --size-mb")
     labels = labels_from_folder(model)
-    data = replace(load_training_data(train, validation, Columns(*columns), seed), label_names=tuple(labels))
+    data = load_training_data(train, validation, Columns(*columns), seed, unlabelled=unlabelled)
+    data = replace(data, label_names=tuple(labels))
     find_task(task).targets(data.train.labels or (), labels)
     rows: list[JsonValue] = [
         list(part) for table in (data.train, data.validation) for part in (table.texts, table.labels or ())
     ]
     dumps = [settings.model_dump(mode="json"), goal.model_dump(mode="json")]
+    rows.append(list(data.unlabelled))
     key = digest_json([dict(digest_tree(model)), *dumps, task, target, threads, seed, *rows])
     workspace = out.absolute().with_name(f"{out.name}.work") / key[:16]
     info: dict[str, Any] = {}

@@ -40,14 +40,14 @@ def test_a_recipe_has_a_plan(path: Path) -> None:
     assert tuple(step.stage for step in plan.steps) == tuple(stage for stage in STAGES if stage != "prune")
 
 
-def test_a_limit_on_speed_prunes() -> None:
+def test_a_limit_on_speed_or_size_prunes() -> None:
     def stages(*settings: str) -> tuple[str, ...]:
         recipe = load_recipe(ALL[0], [*DATA, *settings])
         return tuple(step.stage for step in make_plan(recipe, Path(), download=False).steps)
 
-    for limit in ("speedup", "p50_ms", "p99_ms"):
+    for limit in ("speedup", "p50_ms", "p99_ms", "size_mb"):
         assert stages(f"goal.{limit}=5") == STAGES
-    assert "prune" not in stages("goal.size_mb=5")
+    assert "prune" not in stages("goal.max_drop=0.02")
     assert "prune" not in stages("goal.speedup=5", "prune.strategy=none")
 
 

@@ -137,3 +137,35 @@ def test_the_last_answers_of_another_teacher_are_not_used(
     assert len(calls) == 2
     teach(Model(), [{"input_ids": [1, 2, 4]}], "logits", pad, tmp_path, identity="b")
     assert len(calls) == 3
+
+
+def test_messages_without_labels_and_altered_copies_are_learned_from_in_as_many_steps(
+    trained: Path, tiny_checkpoint: Callable[..., Path], toy_data: Any, tmp_path: Path
+) -> None:
+    student = tiny_checkpoint("bert", num_hidden_layers=1, initializer_range=0.05, seed=5)
+    asked: list[int] = []
+
+    def count(event: Any) -> None:
+        if isinstance(event, Progress) and event.unit == "taught message":
+            asked.append(event.total)
+
+    def learn(out: str, **more: Any) -> Any:
+        return finetune(
+            student,
+            toy_data,
+            Finetune(epochs=4, learning_rate=5e-3, freeze_embeddings=False, dropout=0.0),
+            TASK,
+            tmp_path / out,
+            workspace=tmp_path / f"{out}-work",
+            lesson=Lesson(trained, **more),
+            listener=count,
+        )
+
+    plain = learn("plain")
+    rows = len(toy_data.train)
+    assert set(asked) == {rows}
+    asked.clear()
+    more = learn("more", unlabelled=["please cancel my parcel", "password"], copies=2)
+    assert set(asked) == {3 * (rows + 2)}
+    assert abs(more.steps - plain.steps) <= 4, "an epoch is as many rows as have labels"
+    assert more.metrics["accuracy"] > 0.8
