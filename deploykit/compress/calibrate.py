@@ -59,9 +59,10 @@ def candidates(
     for number, layer in enumerate(layers):
         output, narrow = layer.linear(layer.output).weight, layer.linear(layer.narrow).weight
         all_heads = output.shape[1] // size
-        levels = [all_heads] if fixed else sorted({all_heads, *heads})
+        levels = [all_heads] if fixed else sorted({all_heads, *(level for level in heads if level < all_heads)})
         by_heads.append(prune_levels(output.data, hessians[number][0], size, levels))
-        by_columns.append(prune_levels(narrow.data, hessians[number][1], 1, sorted({narrow.shape[1], *columns})))
+        widths = sorted({narrow.shape[1], *(level for level in columns if level < narrow.shape[1])})
+        by_columns.append(prune_levels(narrow.data, hessians[number][1], 1, widths))
         listener(Progress("prune", number + 1, len(layers), "layer"))
     return Candidates(tuple(by_heads), tuple(by_columns))
 

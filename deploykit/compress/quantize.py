@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["INT8_VARIANTS", "QuantizeReport", "Variant", "quantize", "scheme_variants"]
+__all__ = ["INT8_VARIANTS", "QuantizeReport", "Variant", "quantize", "scheme_variants", "sensitivity"]
 
 import collections
 import contextlib
@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -29,6 +29,7 @@ from deploykit.runners.untrusted import check_onnx
 _COMPANIONS = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
 _PRODUCTS = ("QAttention", "MatMulInteger", "QGemm", "QLinearMatMul", "DynamicQuantizeMatMul")
 """Operators that multiply in int8."""
+_FLOAT_PRODUCTS = ("MatMul", "Gemm", "Attention", "FusedMatMul")
 
 
 Scheme = Literal["int8_dynamic", "int8_static", "fp16"]
@@ -88,6 +89,7 @@ def quantize(
     variant: Variant,
     *,
     calibration: Sequence[str] = (),
+    in_float: Sequence[str] = (),
     listener: Listener = ignore,
 ) -> QuantizeReport:
     """Write the ONNX folder `source` in lower precision to `out`, tokenizer and config beside it.
@@ -100,6 +102,7 @@ def quantize(
         out: the folder to write; made if it is not there.
         variant: how.
         calibration: messages for static scales, like those to be served.
+        in_float: names of the graph's nodes that are left in float (`sensitivity` ranks them).
         listener: hears of progress.
 
     Raises:
@@ -107,20 +110,15 @@ def quantize(
     """
     if variant.scheme == "int8_static" and not calibration:
         raise QuantizeError("static int8 needs calibration messages", "give --data, or use int8_dynamic")
-    path = source / ("plain.onnx" if variant.graph == "plain" and (source / "plain.onnx").is_file() else "model.onnx")
-    check_onnx(path)
+    model = _in_form(source, variant)
     out.mkdir(parents=True, exist_ok=True)
     for name in _COMPANIONS:
         if (source / name).is_file() and source != out:
             shutil.copy2(source / name, out / name)
-    model = onnx.load(path)
-    del model.graph.value_info[:]
-    if variant.graph == "split":
-        model = split_skip_normalization(model)
-    quantized = _to_fp16(model) if variant.scheme == "fp16" else _to_dynamic_int8(model, out)
+    quantized = _to_fp16(model) if variant.scheme == "fp16" else _to_dynamic_int8(model, out, in_float)
     if variant.scheme != "fp16" and not _products(quantized):
         raise QuantizeError(
-            f"{path} has no matrix product that could be quantized",
+            f"{source} has no matrix product that could be quantized",
             "export it with `deploykit export`, whose graphs the quantizer knows",
         )
     if variant.scheme == "int8_static":
@@ -130,7 +128,63 @@ def quantize(
     return _count(quantized, variant)
 
 
-def _to_dynamic_int8(model: onnx.ModelProto, scratch_parent: Path) -> onnx.ModelProto:
+def sensitivity(source: Path, quantized: Path, variant: Variant, messages: Sequence[str]) -> list[tuple[str, float]]:
+    """The matrix products of a graph by how much quantizing hurts their outputs, the worst first.
+
+    Args:
+        source: the ONNX folder that was quantized.
+        quantized: what came out.
+        variant: how.
+        messages: to compare on.
+
+    Returns:
+        the names of nodes of the graph in float, with the signal-to-quantization-noise ratio of their outputs, dB.
+    """
+    model, encoder = _in_form(source, variant), Encoder(source)
+    small = onnx.load(quantized / "model.onnx")
+    there = {name for node in small.graph.node for name in node.output}
+    products = {
+        node.output[0]: node.name
+        for node in model.graph.node
+        if node.op_type in _FLOAT_PRODUCTS and node.output[0] in there
+    }
+    signal, noise = dict.fromkeys(products, 0.0), dict.fromkeys(products, 0.0)
+    with tempfile.TemporaryDirectory(dir=quantized.parent) as scratch:
+        sessions = [_watched(graph, list(products), Path(scratch), str(n)) for n, graph in enumerate((model, small))]
+        for batch in _batches(encoder, messages):
+            feed = {value.name: batch[value.name] for value in sessions[0].get_inputs()}
+            for name, ours, theirs in zip(
+                products, *(each.run(list(products), feed) for each in sessions), strict=True
+            ):
+                signal[name] += float(np.square(ours, dtype=np.float64).sum())
+                noise[name] += float(np.square(ours - theirs, dtype=np.float64).sum())
+    ratios = [
+        (products[name], 10 * float(np.log10(max(signal[name], 1e-30) / max(noise[name], 1e-30)))) for name in products
+    ]
+    return sorted(ratios, key=lambda each: each[1])
+
+
+def _in_form(source: Path, variant: Variant) -> onnx.ModelProto:
+    """The float graph that a variant quantizes."""
+    path = source / ("plain.onnx" if variant.graph == "plain" and (source / "plain.onnx").is_file() else "model.onnx")
+    check_onnx(path)
+    model = onnx.load(path)
+    del model.graph.value_info[:]
+    return split_skip_normalization(model) if variant.graph == "split" else model
+
+
+def _watched(model: onnx.ModelProto, values: Sequence[str], folder: Path, name: str) -> Any:
+    """A session whose outputs are inner values of a graph."""
+    observed = onnx.ModelProto()
+    observed.CopyFrom(model)
+    del observed.graph.output[:]
+    observed.graph.output.extend(helper.make_empty_tensor_value_info(value) for value in values)
+    path = folder / f"{name}.onnx"
+    onnx.save(observed, path)
+    return open_session(path, device="cpu")
+
+
+def _to_dynamic_int8(model: onnx.ModelProto, scratch_parent: Path, in_float: Sequence[str]) -> onnx.ModelProto:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     with tempfile.TemporaryDirectory(dir=scratch_parent) as scratch, _quiet():
@@ -142,6 +196,7 @@ def _to_dynamic_int8(model: onnx.ModelProto, scratch_parent: Path) -> onnx.Model
                 after,
                 per_channel=True,
                 weight_type=QuantType.QInt8,
+                nodes_to_exclude=list(in_float),
                 extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},
             )
         except (onnx.shape_inference.InferenceError, LookupError, RuntimeError, TypeError, ValueError) as error:
@@ -197,17 +252,11 @@ def _ranges(
     scratch_parent: Path,
 ) -> dict[str, tuple[float, float]]:
     """The least and greatest element of each value over the batches, from the float graph; padding left out."""
-    observed = onnx.ModelProto()
-    observed.CopyFrom(model)
-    del observed.graph.output[:]
-    observed.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in dict.fromkeys(values))
     ranges = {name: (float("inf"), float("-inf")) for name in values}
+    names = list(ranges)
     with tempfile.TemporaryDirectory(dir=scratch_parent) as scratch:
-        path = Path(scratch) / "observed.onnx"
-        onnx.save(observed, path)
-        session = open_session(path, device="cpu")
+        session = _watched(model, names, Path(scratch), "observed")
         inputs = [value.name for value in session.get_inputs()]
-        names = list(ranges)
         for batch in batches:
             for name, found in zip(names, session.run(names, {key: batch[key] for key in inputs}), strict=True):
                 low, high = ranges[name]
@@ -247,7 +296,7 @@ def _count(model: onnx.ModelProto, variant: Variant) -> QuantizeReport:
     return QuantizeReport(
         variant=variant.name,
         products=_products(model),
-        float_products=sum(kinds[name] for name in ("MatMul", "Gemm", "Attention", "FusedMatMul")),
+        float_products=sum(kinds[name] for name in _FLOAT_PRODUCTS),
         embeddings=bool(tables) and all(kind in (onnx.TensorProto.INT8, onnx.TensorProto.UINT8) for kind in tables),
         size_bytes=model.ByteSize(),
     )

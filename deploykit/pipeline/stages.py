@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from deploykit.artifacts.store import Draft
 from deploykit.data.dataset import LabelledData, load_data
 from deploykit.errors import ModelError
-from deploykit.events import Listener, Progress, Warn, ignore
+from deploykit.events import Listener, Note, Progress, Warn, ignore
 from deploykit.parity.intervals import clopper_pearson_upper, paired_drop_lower
 from deploykit.pipeline.context import Context
 from deploykit.pipeline.plan import Stage
@@ -57,12 +57,15 @@ def _make_data(context: Context, draft: Draft) -> str:
 
 def _make_finetune(context: Context, draft: Draft) -> str:
     from deploykit.runners.checkpoint import resolve_model
+    from deploykit.tasks.pruned import check_prunable
     from deploykit.train.finetune import finetune
 
     recipe, key = context.recipe, context.plan.step("finetune").key
     location = resolve_model(recipe.model, context.base).location
     if location is None or key is None:
         raise ModelError(f"{recipe.model} is not on this machine", "check the name, or give a folder")
+    if recipe.prunes:
+        check_prunable(location)  # before it is trained for nothing
     result = finetune(
         location,
         context.data(),
@@ -150,7 +153,9 @@ def choose_variant(
     """Quantize in every way that the settings leave open and keep the fastest that answers as well on validation.
 
     A variant whose drop on the validation split is shown to exceed `max_drop`, or whose answers change in batches, is
-    out (see `choose`). Where all are, the most accurate one is kept, and parity will say what it lost.
+    out (see `choose`). Where all are, the products of the most accurate one that suffer most go back to float, 1, 2, 4
+    and so on up to half of them, until it keeps its answers. Where none does, the most accurate is kept, and parity
+    will say what it lost.
 
     Args:
         source: the exported ONNX folder.
@@ -166,7 +171,7 @@ def choose_variant(
     Returns:
         the choice in words.
     """
-    from deploykit.compress.quantize import quantize, scheme_variants
+    from deploykit.compress.quantize import quantize, scheme_variants, sensitivity
     from deploykit.latency.measure import measure
 
     if settings.scheme == "none":
@@ -186,12 +191,16 @@ def choose_variant(
             folders[variant.name] = folder
         listener(Progress("quantize", len(variants), total, "step"))
         right = task.correct(reference := _logits(source, data.validation.texts), targets)
-        found = {}
-        for number, (name, folder) in enumerate(folders.items()):
+
+        def compared(folder: Path) -> Candidate:
             outputs = _logits(folder, data.validation.texts)
             batched = _logits(folder, data.validation.texts, _BATCH)
             now_right = task.correct(outputs, targets)
-            found[name] = _compared(right, now_right, *(each[task.output] for each in (reference, outputs, batched)))
+            return _compared(right, now_right, *(each[task.output] for each in (reference, outputs, batched)))
+
+        found = {}
+        for number, (name, folder) in enumerate(folders.items()):
+            found[name] = compared(folder)
             listener(Progress("quantize", len(variants) + number + 1, total, "step", {"drop": found[name].drop}))
         if len(folders) > 1:
             timed = measure(
@@ -201,6 +210,21 @@ def choose_variant(
             )
             found = {name: dataclasses.replace(found[name], p50_ms=timed[name].p50_ms) for name in found}
         chosen = choose(found, max_drop)
+        worst: list[tuple[str, float]] = []
+        if not found[chosen].keeps_answers(max_drop) and settings.scheme != "fp16":
+            variant = next(each for each in variants if each.name == chosen)
+            worst = sensitivity(source, folders[chosen], variant, calibration[:_RANKED_ON])
+            for count in (1, 2, 4, 8, 16):
+                if count > len(worst) // 2:
+                    break
+                name = f"{variant.name}-{count}-in-float"
+                folders[name], left = Path(scratch) / name, [node for node, _ in worst[:count]]
+                reports[name] = quantize(source, folders[name], variant, calibration=calibration, in_float=left)
+                found[name] = compared(folders[name])
+                listener(Note(f"{count} of {len(worst)} products in float: drop {found[name].drop:.2%} on validation"))
+                if found[name].keeps_answers(max_drop):
+                    break
+            chosen = choose(found, max_drop)
         if found[chosen].drop_lower > max_drop:
             listener(Warn(f"every way to quantize loses more than {max_drop:.2%} on validation; kept {chosen}"))
         listener(Progress("quantize", total, total, "step"))
@@ -210,6 +234,7 @@ def choose_variant(
         {
             "variant": chosen,
             "scheme": settings.scheme,
+            "sensitivity_db": {name: round(ratio, 1) for name, ratio in worst},
             "candidates": {
                 name: {**dataclasses.asdict(found[name]), **dataclasses.asdict(reports[name])} for name in folders
             },
@@ -311,6 +336,8 @@ def _make_parity(context: Context, draft: Draft) -> str:
 
 
 _BATCH = 16
+_RANKED_ON = 64
+"""Messages that products are ranked on by what quantizing does to them."""
 
 CACHED_STAGES: Mapping[Stage, CachedStage] = {
     "data": CachedStage(_make_data, ("train.json", "validation.json", "test.json", "labels.json")),

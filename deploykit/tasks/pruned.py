@@ -11,6 +11,7 @@ __all__ = [
     "LayerPlan",
     "LayerShape",
     "PruningPlan",
+    "check_prunable",
     "class_to_load",
     "cut",
     "encoder_layers",
@@ -111,6 +112,20 @@ def encoder_layers(model: PreTrainedModel) -> list[LayerShape]:
         ModelError: the model is of another kind.
     """
     return [_shape(module, model.config.model_type) for module in _stack(model)]
+
+
+def check_prunable(folder: Path) -> None:
+    """Refuse a checkpoint whose layers pruning does not know, from its config.json alone.
+
+    Raises:
+        ModelError: the model is of another kind.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModel
+
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    with torch.device("meta"):
+        encoder_layers(AutoModel.from_config(config))
 
 
 def head_size(model: PreTrainedModel) -> int:
@@ -288,5 +303,5 @@ def _shape(module: torch.nn.Module, kind: str) -> LayerShape:
 def _not_prunable(kind: str) -> ModelError:
     return ModelError(
         f"a model of the type {kind} can't be pruned: its layers are not those of an encoder of the BERT kind",
-        "BERT, DistilBERT, RoBERTa, XLM-R, ELECTRA, MiniLM and MPNet can; leave goal.speedup and goal.p50_ms out",
+        "BERT, DistilBERT, RoBERTa, XLM-R, ELECTRA, MiniLM and MPNet can; leave the limits on speed and size out",
     )

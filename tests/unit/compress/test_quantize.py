@@ -13,7 +13,7 @@ import onnx
 import pytest
 from onnx import TensorProto, parser
 
-from deploykit.compress.quantize import INT8_VARIANTS, QuantizeReport, Variant, quantize, scheme_variants
+from deploykit.compress.quantize import INT8_VARIANTS, QuantizeReport, Variant, quantize, scheme_variants, sensitivity
 from deploykit.errors import QuantizeError
 from deploykit.runners import Target, infer_all, open_runner
 
@@ -197,3 +197,58 @@ def test_the_root_logger_keeps_its_level(exported: Callable[[str], Any], tmp_pat
 )
 def test_every_scheme_leaves_a_variant_open(scheme: str, fusions: str, names: list[str]) -> None:
     assert [variant.name for variant in scheme_variants(scheme, fusions)] == names
+
+
+@pytest.fixture(scope="module")
+def hurt(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The trained model's graph, equal in float, with an outlier in one layer that int8 activations can't hold."""
+    import torch
+
+    from deploykit.export.to_onnx import export_onnx
+    from deploykit.tasks import find_task
+
+    task, folder = find_task("text-classification"), tmp_path_factory.mktemp("hurt")
+    shutil.copytree(trained, folder / "checkpoint", ignore=shutil.ignore_patterns("*.safetensors"))
+    model = task.load_model(trained)
+    attention = model.bert.encoder.layer[0].attention
+    with torch.no_grad():
+        attention.self.value.weight[3] *= 3e4
+        attention.self.value.bias[3] *= 3e4
+        attention.output.dense.weight[:, 3] /= 3e4
+    model.save_pretrained(folder / "checkpoint")
+    export_onnx(folder / "checkpoint", folder / "onnx", task)
+    return folder / "onnx"
+
+
+@pytest.mark.parametrize("scheme", ["int8_static", "int8_dynamic"])
+def test_the_product_that_suffers_is_found_and_in_float_it_does_not(
+    scheme: Any, hurt: Path, toy_data: Any, tmp_path: Path
+) -> None:
+    variant, texts = Variant(scheme), list(toy_data.train.texts[:100])
+    report = quantize(hurt, tmp_path / "all", variant, calibration=texts)
+    ranked = sensitivity(hurt, tmp_path / "all", variant, texts[:20])
+    assert len(ranked) == sum(report.products.values())
+    assert [ratio for _, ratio in ranked] == sorted(ratio for _, ratio in ranked)
+    spared = quantize(hurt, tmp_path / "spared", variant, calibration=texts, in_float=[ranked[0][0]])
+    assert sum(spared.products.values()) == len(ranked) - 1
+    assert spared.float_products == report.float_products + 1
+    wanted = logits(hurt, texts[:40])
+    before, after = (np.abs(logits(tmp_path / name, texts[:40]) - wanted).mean() for name in ("all", "spared"))
+    assert after < 0.5 * before
+
+
+def test_worst_products_go_back_to_float_until_the_answers_stay(hurt: Path, toy_data: Any, tmp_path: Path) -> None:
+    from deploykit.pipeline.stages import choose_variant
+    from deploykit.recipe import Quantize
+    from deploykit.tasks import find_task
+
+    info: dict[str, Any] = {}
+    settings = Quantize(scheme="int8_static", fusions="all")
+    (tmp_path / "out").mkdir()
+    outcome = choose_variant(
+        hurt, tmp_path / "out", settings, find_task("text-classification"), toy_data, max_drop=0.01, seed=0, info=info
+    )
+    assert info["candidates"]["int8_static-fused"]["drop"] > 0.05
+    assert "in-float" in info["variant"], outcome
+    assert abs(info["candidates"][info["variant"]]["drop"]) < 0.05
+    assert len(info["sensitivity_db"]) == 10

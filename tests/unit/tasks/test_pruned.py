@@ -16,7 +16,16 @@ import deploykit
 from deploykit.errors import ModelError
 from deploykit.runners.tokenize import Encoder
 from deploykit.tasks import find_task
-from deploykit.tasks.pruned import PLAN_KEY, LayerPlan, PruningPlan, cut, encoder_layers, head_size, heads_fixed
+from deploykit.tasks.pruned import (
+    PLAN_KEY,
+    LayerPlan,
+    PruningPlan,
+    check_prunable,
+    cut,
+    encoder_layers,
+    head_size,
+    heads_fixed,
+)
 
 TASK = find_task("text-classification")
 KINDS = ("bert", "distilbert", "roberta", "xlm-roberta", "electra", "mpnet")
@@ -139,3 +148,18 @@ def test_a_damaged_plan_is_said(damage: object, tiny_checkpoint: Callable[..., P
     (folder / "config.json").write_text(json.dumps(config | {PLAN_KEY: damage}))
     with pytest.raises(ModelError):
         TASK.load_model(folder)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_checkpoint_that_can_be_pruned_is_known_by_its_config(
+    kind: str, tiny_checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text((tiny_checkpoint(kind) / "config.json").read_text())
+    check_prunable(tmp_path)
+
+
+def test_one_that_can_not_is_refused_before_it_is_trained(tmp_path: Path) -> None:
+    config = {"model_type": "gpt2", "n_embd": 32, "n_head": 2, "n_layer": 1, "vocab_size": 20}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="gpt2 can't be pruned"):
+        check_prunable(tmp_path)
