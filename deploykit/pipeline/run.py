@@ -22,6 +22,7 @@ from deploykit.pipeline.order import STAGES, Stage
 from deploykit.pipeline.plan import is_kept, make_plan
 from deploykit.pipeline.proof import serving_engine
 from deploykit.pipeline.record import recorded
+from deploykit.pipeline.selection import pruned_candidates
 from deploykit.pipeline.stages import CACHED_STAGES
 from deploykit.recipe import Recipe
 from deploykit.recipe.machine import check_machine
@@ -219,6 +220,7 @@ def _result(
             served_speedup=_speedup(reference, served),
         ),
         goal=goals,
+        candidates=pruned_candidates(context.info("prune")) if context.recipe.prunes else (),
         scheme=str(context.info("quantize").get("variant", "")),
         messages=0 if reference is None else reference.n,
         stolen=0.0 if reference is None else reference.stolen,

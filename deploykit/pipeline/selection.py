@@ -7,7 +7,7 @@ after a short recovery.
 
 from __future__ import annotations
 
-__all__ = ["CutModels", "Point", "Selection", "in_words"]
+__all__ = ["CutModels", "Point", "Selection", "in_words", "pruned_candidates"]
 
 import json
 import tempfile
@@ -37,6 +37,7 @@ from deploykit.pipeline.clock import (
 )
 from deploykit.pipeline.recovery import Recovery
 from deploykit.recipe import Goal, Prune
+from deploykit.report.result import PrunedCandidate
 from deploykit.runners import Target
 from deploykit.tasks.pruned import encoder_layers
 
@@ -269,6 +270,31 @@ class Selection:
             f"even {in_words(smallest)} takes {ms:.2f} ms here, and {self.aim_ms:.2f} are aimed at: {made};"
             " ask for less speed, or take more threads"
         )
+
+
+def pruned_candidates(info: Mapping[str, Any]) -> tuple[PrunedCandidate, ...]:
+    """The candidates of a prune artefact's `info`, for a report: the fastest first."""
+    points = sorted((Point(**point) for point in info.get("points", ())), key=lambda point: point.measured_ms)
+
+    def beaten(point: Point) -> bool:
+        """By one that is faster, hence before it, and no worse."""
+        faster = points[: points.index(point)]
+        return point.loss is None or any(each.loss is not None and each.loss <= point.loss for each in faster)
+
+    return tuple(
+        PrunedCandidate(
+            keeps=in_words(point.choice),
+            predicted_ms=point.predicted_ms,
+            measured_ms=point.measured_ms,
+            size_mb=point.size_mb,
+            fits=point.fits,
+            loss=point.loss,
+            metric=point.metric,
+            front=not beaten(point),
+            chosen=point.choice == info.get("choice"),
+        )
+        for point in points
+    )
 
 
 def in_words(choice: Sequence[LayerChoice]) -> str:

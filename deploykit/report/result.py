@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Figures", "GoalOutcome", "RunResult", "Shipped", "exit_code_of", "model_size_mb"]
+__all__ = ["Figures", "GoalOutcome", "PrunedCandidate", "RunResult", "Shipped", "exit_code_of", "model_size_mb"]
 
 from pathlib import Path
 from typing import Literal
@@ -72,6 +72,20 @@ class GoalOutcome(_Model):
         return f"{value:.4g}{_UNITS.get(self.limit, '')}"
 
 
+class PrunedCandidate(_Model):
+    """A cut model that was assembled and measured on the way to the goal; what ships has recovered for longer."""
+
+    keeps: str = Field(description="layers, heads and FFN columns")
+    predicted_ms: float
+    measured_ms: float = Field(description="p50 in int8, in the quietest block")
+    size_mb: float = Field(description="by the sizes of its parts")
+    fits: bool = Field(description="whether it is as fast as the goal asks")
+    loss: float | None = Field(description="on validation after a short recovery; null where it was not tried")
+    metric: float | None = Field(description="likewise, a fraction")
+    front: bool = Field(description="whether no other is as fast and as good")
+    chosen: bool
+
+
 class RunResult(_Model):
     """What `deploykit run` prints."""
 
@@ -85,6 +99,7 @@ class RunResult(_Model):
     onnx_fp32: Figures
     shipped: Shipped
     goal: tuple[GoalOutcome, ...]
+    candidates: tuple[PrunedCandidate, ...] = Field(default=(), description="of pruning, the fastest first")
     scheme: str = Field(description="how it was quantized")
     messages: int = Field(description="messages timed per form")
     stolen: float = Field(description="fraction of the CPU time that the host gave to others while timing")

@@ -14,7 +14,7 @@ from deploykit.errors import ArtifactError, ExitCode
 from deploykit.parity.report import ParityReport, Predictions, build_report
 from deploykit.parity.verdict import Verdict
 from deploykit.report.page import next_step, write_report
-from deploykit.report.result import Figures, GoalOutcome, RunResult, Shipped, exit_code_of
+from deploykit.report.result import Figures, GoalOutcome, PrunedCandidate, RunResult, Shipped, exit_code_of
 from deploykit.report.table import DASH, markdown_table
 
 NAMES = ("card", "loan", "fees")
@@ -383,3 +383,22 @@ def number(text: str | None, pattern: str = r"([\d.]+)") -> float:
     found = re.search(pattern, text or "")
     assert found is not None
     return float(found[1])
+
+
+def test_what_pruning_tried_is_on_the_page(tmp_path: Path) -> None:
+    report = parity()
+    tried = {"predicted_ms": 0.61, "size_mb": 7.32, "fits": True, "front": True, "chosen": False}
+    candidates = (
+        PrunedCandidate(keeps="layer 0: 12 heads", measured_ms=0.41, loss=1.1, metric=0.64, **tried),
+        PrunedCandidate(
+            keeps="layer 5: 8 heads", measured_ms=0.58, loss=0.53, metric=0.866, **tried | {"chosen": True}
+        ),
+        PrunedCandidate(
+            keeps="layer 4: 2 heads", measured_ms=0.7, loss=None, metric=None, **tried | {"fits": False, "front": False}
+        ),
+    )
+    shown = page(run(report, goal(), candidates=candidates), report, tmp_path)
+    assert shown.row("layer 0")[1:] == ["0.61", "0.41", "7.3", "1.100", "64.00", "on the front"]
+    assert shown.row("layer 5")[-1] == "chosen"
+    assert shown.row("layer 4")[4:] == [DASH, DASH, "too slow"]
+    assert "Pruned candidates" not in page(run(report, goal()), report, tmp_path).words
