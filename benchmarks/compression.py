@@ -32,12 +32,14 @@ from deploykit.runners import Target
 def main() -> None:
     parser = recipe_options(__doc__)
     parser.add_argument("--speedup", type=float, default=20.0)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="another key of the recipe")
+    parser.add_argument("--name", default="compression", help="of the result")
     options = parser.parse_args()
 
     settings = [f"data.train={options.train}", f"data.test={options.test}"]
     settings += [f"data.text={options.text}", f"data.label={options.label}"]
     whole = load_recipe(options.recipe, settings)
-    pruned = load_recipe(options.recipe, [*settings, f"goal.speedup={options.speedup}"])
+    pruned = load_recipe(options.recipe, [*settings, f"goal.speedup={options.speedup}", *options.set])
     with Screen() as screen:
         where = {"workspace": options.workspace, "repository": options.repository, "listener": screen}
         run_recipe(whole, until="quantize", **where)
@@ -71,18 +73,26 @@ def main() -> None:
         "drop_upper_95": parity.drop_upper,
         "discordant": parity.discordant,
         "kept": manifest["info"]["choice"],
+        "vocabulary": manifest["info"].get("vocabulary"),
+        "candidates": [candidate.model_dump() for candidate in result.candidates],
+        "recovery": {
+            name: manifest["info"].get("recovery", {}).get(name) for name in ("metrics", "steps", "device", "precision")
+        },
         "predicted_and_measured_ms": [
             [point["predicted_ms"], point["measured_ms"]] for point in manifest["info"]["points"]
         ],
         "pruning_and_recovery_s": manifest["seconds"],
         "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
         "size_mb": {"pytorch": result.reference.size_mb, "shipped": result.shipped.size_mb},
+        "served_p50_ms": result.shipped.served_p50_ms,
+        "served_p99_ms": result.shipped.served_p99_ms,
+        "served_speedup": result.shipped.served_speedup,
         "timed_messages": ours.n,
         "stolen_cpu": ours.stolen,
         "latency": latency_rows(timed, "PyTorch eager fp32"),
         "over_onnxruntimes_int8": timed["int8 as onnxruntime quantizes it"].p50_ms / ours.p50_ms,
     }
-    finish("compression", figures, as_json=options.json, save=options.save)
+    finish(options.name, figures, as_json=options.json, save=options.save)
 
 
 def _folders(recipe: Recipe, workspace: Path) -> dict[str, Path]:

@@ -78,7 +78,7 @@ def recipe_page() -> str:
         section = sections[name]
         parts += [f"## `{key}`", " ".join(section["description"].split())]
         if section.get("properties"):
-            parts.append(_keys(section["properties"], section.get("required", ())))
+            parts.append(_keys(_flat(section["properties"], sections), section.get("required", ())))
     return "\n\n".join(parts) + "\n"
 
 
@@ -119,8 +119,20 @@ def _default(option: click.Option, context: click.Context) -> str:
     return "" if default is None else f"`{default}`"
 
 
+def _flat(properties: Mapping[str, Any], sections: Mapping[str, Any]) -> dict[str, Any]:
+    """Keys of a section; those of a section within it are dotted."""
+    found: dict[str, Any] = {}
+    for key, value in properties.items():
+        inner = _section(value)
+        if inner is None:
+            found[key] = value
+        else:
+            found |= {f"{key}.{name}": held for name, held in _flat(sections[inner]["properties"], sections).items()}
+    return found
+
+
 def _section(value: Mapping[str, Any]) -> str | None:
-    """The name of the section that a top-level key holds."""
+    """The name of the section that a key holds."""
     reference = value.get("$ref")
     return None if reference is None else str(reference).rsplit("/", 1)[1]
 

@@ -20,7 +20,7 @@ from deploykit.compress.vocabulary import trim_vocabulary
 from deploykit.data.dataset import LabelledData
 from deploykit.errors import ModelError
 from deploykit.events import Listener, Note, Warn, ignore
-from deploykit.latency.measure import spread_over
+from deploykit.latency.messages import timed_messages
 from deploykit.pipeline.clock import Bench, read_note
 from deploykit.pipeline.recovery import Recovery
 from deploykit.pipeline.selection import CutModels, Selection, in_words
@@ -86,7 +86,7 @@ def prune_to_goal(
         quantize,
         target,
         threads,
-        spread_over(data.validation.texts, _TIMED_MESSAGES),
+        timed_messages(data.validation.texts, _TIMED_MESSAGES, goal.target.lengths, whole),
         texts,
         workspace / "bench",
         seed,

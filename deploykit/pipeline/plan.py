@@ -125,6 +125,7 @@ def make_plan(recipe: Recipe, base: Path, *, download: bool = True) -> Plan:
         "prune": task
         | {limit: dump["goal"][limit] for limit in ("speedup", "p50_ms", "p99_ms", "size_mb")}
         | {"seed": recipe.seed, "finetune": dump["finetune"], "quantize": dump["quantize"]}
+        | {"lengths": dump["goal"]["target"]["lengths"]}
         | {"target": recipe.export.target, "threads": recipe.package.threads, "machine": machine}
         | dump["prune"],
         "export": task | dump["export"],

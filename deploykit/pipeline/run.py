@@ -14,7 +14,8 @@ from deploykit.artifacts.store import Store
 from deploykit.errors import ArtifactError, ExitCode, UsageError
 from deploykit.events import Listener, StageFinished, StageStarted, Warn, ignore
 from deploykit.latency.goal import judge_goal
-from deploykit.latency.measure import Samples, measure, spread_over
+from deploykit.latency.measure import Samples, measure
+from deploykit.latency.messages import timed_messages
 from deploykit.machine import cpu_model, instruction_set, usable_cores
 from deploykit.parity.report import ParityReport
 from deploykit.pipeline.context import Context
@@ -146,7 +147,8 @@ def _timed_stage(context: Context) -> dict[str, Samples]:
     context.listener(StageStarted("latency"))
     recipe = context.recipe
     texts = context.data().test.texts
-    messages = spread_over(texts, recipe.latency.messages)
+    lengths = recipe.goal.target.lengths
+    messages = timed_messages(texts, recipe.latency.messages, lengths, context.folder("finetune"))
     task = recipe.task
     targets = {
         "reference": Target("torch", str(context.folder("finetune")), device="cpu", task=task),

@@ -7,6 +7,7 @@ __all__ = [
     "Export",
     "Finetune",
     "Goal",
+    "GoalTarget",
     "Latency",
     "Package",
     "Prune",
@@ -23,7 +24,16 @@ from collections.abc import Mapping
 from importlib.metadata import entry_points
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from deploykit.errors import UsageError
 from deploykit.recipe.nearest import nearest
@@ -32,6 +42,8 @@ VERSION: Final = 1
 TASK_GROUP = "deploykit.tasks"
 ENGINE_PATTERN = r"^(auto|embedded|docker|none|(https?|grpcs?)://[^\s/]+.*)$"
 TARGET_PATTERN = r"^triton-\d\d\.\d\d$"
+_DEVICES = {"cpu": "cpu", "cuda": "gpu"}
+"""`goal.target.provider` as `package.device` has it."""
 INT32_MAX = 2**31 - 1  # what config.pbtxt holds for a batch size or an instance count
 
 
@@ -61,10 +73,24 @@ def _count_or_all(value: object) -> object:
     raise ValueError(f"must be `all` or a whole number from 0, not {value!r}")
 
 
+def _lengths(value: object) -> object:
+    """Decides between the members of `Literal["data"] | tuple[int, ...]`, so that one wrong value gives one error."""
+    if value == "data":
+        return value
+    counts = [value] if isinstance(value, int) else value
+    whole = isinstance(counts, list | tuple) and all(
+        isinstance(count, int) and not isinstance(count, bool) and 3 <= count <= INT32_MAX for count in counts
+    )
+    if not whole or not counts:
+        raise ValueError(f"must be `data` or a list of token counts from 3, such as [16, 64], not {value!r}")
+    return tuple(counts)  # type: ignore[arg-type]
+
+
 Text = Annotated[str, Field(min_length=1), AfterValidator(_one_line)]
 Count = Annotated[int, Field(ge=1, le=INT32_MAX)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 FractionOrPath = Annotated[float | str, BeforeValidator(_fraction_or_path)]
+Lengths = Annotated[Literal["data"] | tuple[int, ...], BeforeValidator(_lengths)]
 CountOrAll = Annotated[int | Literal["all"], BeforeValidator(_count_or_all)]
 
 
@@ -129,6 +155,20 @@ class Finetune(Section):
     )
 
 
+class GoalTarget(Section):
+    """Where the limits on speed hold: what serves the model, and what messages it is timed on."""
+
+    provider: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="What computes; auto: a GPU where there is one. It is that of package.device."
+    )
+    threads: int | None = Field(
+        default=None, ge=0, le=INT32_MAX, description="Threads of one instance; absent: those of package.threads."
+    )
+    lengths: Lengths = Field(
+        default="data", description="Tokens of the messages that are timed: a list of counts; data: the data's own."
+    )
+
+
 class Goal(Section):
     """What the shipped model must reach. Without a limit on speed or size it is quantized and nothing more."""
 
@@ -143,6 +183,7 @@ class Goal(Section):
     p50_ms: Positive | None = Field(default=None, description="Highest p50 latency, in milliseconds.")
     p99_ms: Positive | None = Field(default=None, description="Highest p99 latency, in milliseconds.")
     size_mb: Positive | None = Field(default=None, description="Largest size of model and tokenizer, in megabytes.")
+    target: GoalTarget = Field(default=GoalTarget(), description="Where the limits on speed hold.")
 
 
 class Prune(Section):
@@ -314,6 +355,24 @@ class Recipe(Section):
     def model_stage(self) -> Literal["finetune", "prune"]:
         """The stage whose checkpoint is exported."""
         return "prune" if self.prunes else "finetune"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _package_serves_the_target(cls, value: object) -> object:
+        """What `goal.target` says of the server is the default of `package`, and must not contradict it."""
+        goal, package = (value.get(name) for name in ("goal", "package")) if isinstance(value, dict) else (None, None)
+        target = goal.get("target") if isinstance(goal, dict) else None
+        if not isinstance(value, dict) or not isinstance(target, dict) or not isinstance(package, dict | None):
+            return value
+        asked = {"threads": target.get("threads"), "device": _DEVICES.get(str(target.get("provider")))}
+        merged = dict(package or {})
+        for name, wanted in asked.items():
+            if wanted is None:
+                continue
+            if merged.setdefault(name, wanted) not in (wanted, "auto"):
+                raise ValueError(f"goal.target and package.{name} contradict each other: {wanted} and {merged[name]}")
+            merged[name] = wanted
+        return {**value, "package": merged}
 
     @field_validator("version", mode="before")
     @classmethod

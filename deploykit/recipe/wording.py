@@ -13,7 +13,7 @@ from pydantic_core import ErrorDetails
 
 from deploykit.recipe.nearest import nearest
 from deploykit.recipe.places import KeyPath
-from deploykit.recipe.schema import SECTIONS, Recipe
+from deploykit.recipe.schema import SECTIONS, Recipe, Section
 
 SHOWN = 60  # characters of a wrong value that a message quotes
 
@@ -59,7 +59,11 @@ def _unknown_key(path: KeyPath) -> str:
 
 def _fields_beside(path: KeyPath) -> Mapping[str, FieldInfo]:
     """The keys of the section that the last key of a path is in."""
-    return Recipe.model_fields if len(path) == 1 else SECTIONS[str(path[0])].model_fields
+    fields = Recipe.model_fields
+    for key in path[:-1]:
+        annotation = fields[str(key)].annotation
+        fields = annotation.model_fields if isinstance(annotation, type) and issubclass(annotation, Section) else {}
+    return fields
 
 
 def _description(path: KeyPath) -> str:

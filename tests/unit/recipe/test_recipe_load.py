@@ -343,3 +343,32 @@ def test_any_text_loads_or_is_a_recipe_error(tmp_path: Path, text: str, override
     except RecipeError as error:
         result = error.message
     assert isinstance(result, Recipe) or result
+
+
+def test_the_target_of_a_goal_says_how_it_is_served(tmp_path: Path) -> None:
+    goal = "goal: {p50_ms: 0.8, target: {provider: cpu, threads: 2, lengths: [16, 64]}}\n"
+    recipe = load_recipe(written(tmp_path, GOOD + goal))
+    assert (recipe.package.device, recipe.package.threads) == ("cpu", 2)
+    assert recipe.goal.target.lengths == (16, 64)
+    same = load_recipe(written(tmp_path, GOOD + goal + "package: {threads: 2, instances: 3}\n"))
+    assert (same.package.threads, same.package.instances, same.package.device) == (2, 3, "cpu")
+    assert load_recipe(written(tmp_path, GOOD), ["goal.target.threads=1"]).package.threads == 1
+    assert load_recipe(written(tmp_path, GOOD)).goal.target.lengths == "data"
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        ("goal: {target: {threads: 2}}\npackage: {threads: 4}\n", "package.threads contradict each other: 2 and 4"),
+        ("goal: {target: {provider: cuda}}\npackage: {device: cpu}\n", "package.device contradict each other"),
+        ("goal: {target: {lengths: []}}\n", "must be `data` or a list of token counts"),
+        ("goal: {target: {lengths: [2.5]}}\n", "must be `data` or a list of token counts"),
+        ("goal: {target: {provider: cqu}}\n", "did you mean 'cpu'"),
+        ("goal: {target: {thread: 2}}\n", "did you mean 'threads'"),
+        ("goal: {target: 3}\n", "must be a mapping"),
+    ],
+)
+def test_a_target_that_makes_no_sense_is_refused(lines: str, said: str, tmp_path: Path) -> None:
+    found = problems(written(tmp_path, GOOD + lines))
+    assert len(found) == 1
+    assert said in found[0]
