@@ -11,7 +11,10 @@ from __future__ import annotations
 
 import json
 import resource
+import subprocess
+import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +36,7 @@ def main() -> None:
     parser = recipe_options(__doc__)
     parser.add_argument("--speedup", type=float, default=20.0)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="another key of the recipe")
+    parser.add_argument("--rivals", type=Path, metavar="PYTHON", help="of an environment with openvino and nncf")
     parser.add_argument("--name", default="compression", help="of the result")
     options = parser.parse_args()
 
@@ -57,7 +61,12 @@ def main() -> None:
                 "int8 deploykit, unpruned": Target("onnxruntime", str(folders["quantize"])),
                 "int8 deploykit, pruned": Target("onnxruntime", str(small["quantize"])),
             }
-            timed = measure(targets, spread_over(texts, options.messages), blocks=options.blocks, listener=screen)
+            commands: dict[str, list[str]] = {}
+            if options.rivals:
+                train = read_rows(options.train, Columns(options.text, None)).texts
+                targets |= _rivals(folders, Path(scratch) / "openvino", train[:300], options.rivals, commands)
+            messages = spread_over(texts, options.messages)
+            timed = measure(targets, messages, blocks=options.blocks, commands=commands, listener=screen)
     parity = ParityReport.model_validate_json(Path(result.parity).read_text(encoding="utf-8"))
     manifest = json.loads((small["prune"] / "manifest.json").read_text(encoding="utf-8"))
     ours = timed["int8 deploykit, pruned"]
@@ -92,7 +101,24 @@ def main() -> None:
         "latency": latency_rows(timed, "PyTorch eager fp32"),
         "over_onnxruntimes_int8": timed["int8 as onnxruntime quantizes it"].p50_ms / ours.p50_ms,
     }
+    if options.rivals:
+        figures["over_openvinos_int8"] = timed["int8 OpenVINO"].p50_ms / ours.p50_ms
     finish(options.name, figures, as_json=options.json, save=options.save)
+
+
+def _rivals(
+    folders: dict[str, Path], out: Path, messages: Sequence[str], python: Path, commands: dict[str, list[str]]
+) -> dict[str, Target]:
+    """OpenVINO with NNCF's int8, and PyTorch through its compiler; how they are started goes into `commands`."""
+    script = str(Path(__file__).with_name("rivals.py"))
+    order = [str(python), script, "quantize", str(folders["export"]), str(out)]
+    subprocess.run(order, input=json.dumps(list(messages)), text=True, check=True, stdout=subprocess.DEVNULL)
+    commands["int8 OpenVINO"] = [str(python), script, "openvino"]
+    commands["PyTorch compiled fp32"] = [sys.executable, script, "torch-compile"]
+    return {
+        "int8 OpenVINO": Target("onnxruntime", str(out)),
+        "PyTorch compiled fp32": Target("torch", str(folders["finetune"])),
+    }
 
 
 def _folders(recipe: Recipe, workspace: Path) -> dict[str, Path]:

@@ -69,6 +69,7 @@ def measure(
     *,
     blocks: int = 5,
     warmup: int = 20,
+    commands: Mapping[str, Sequence[str]] | None = None,
     listener: Listener = ignore,
 ) -> dict[str, Samples]:
     """Time every target on the same messages, singly, in alternating blocks.
@@ -81,6 +82,8 @@ def measure(
         messages: each is timed once per target.
         blocks: into how many blocks the messages are divided.
         warmup: messages that run before each block, untimed.
+        commands: of targets that another program runs, in another environment perhaps; it speaks as
+            `deploykit.latency.worker` does.
         listener: hears of progress.
 
     Raises:
@@ -91,7 +94,11 @@ def measure(
     parts = np.array_split(np.arange(len(messages)), min(blocks, len(messages)))
     timed: dict[str, list[NDArray[np.float64]]] = {name: [] for name in targets}
     with contextlib.ExitStack() as stack:
-        workers = {name: stack.enter_context(_worker(name, target)) for name, target in targets.items()}
+        own = [sys.executable, "-W", "ignore", "-m", "deploykit.latency.worker"]
+        workers = {
+            name: stack.enter_context(_worker(name, target, (commands or {}).get(name, own)))
+            for name, target in targets.items()
+        }
         before = psutil.cpu_times()
         done, total = 0, len(parts) * len(targets)
         for number, part in enumerate(parts):
@@ -153,8 +160,7 @@ class _Worker:
 
 
 @contextlib.contextmanager
-def _worker(name: str, target: Target) -> Iterator[_Worker]:
-    command = [sys.executable, "-W", "ignore", "-m", "deploykit.latency.worker"]
+def _worker(name: str, target: Target, command: Sequence[str]) -> Iterator[_Worker]:
     # What libraries warn of was heard when the model was first loaded: kept for the case that the process dies.
     with (
         tempfile.TemporaryFile() as errors,
