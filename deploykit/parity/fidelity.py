@@ -161,16 +161,12 @@ def judge_labels(reference_labels: Sequence[str], candidate_labels: Sequence[str
             f"label {first} is {ours} in the reference and {theirs} in the candidate",
             "the same labels in another order" if same_set else "not the same labels",
         )
-    return Verdict(
-        check="label order",
-        outcome="fail" if differing else "pass",
-        figure=float(len(differing)),
-        bound=None,
-        limit=0.0,
-        n=len(pairs),
-        unit="items",
-        next_step="Copy id2label from the reference's config.json, in index order." if differing else "",
-        details=details,
+    return _form_verdict(
+        "label order",
+        len(differing),
+        len(pairs),
+        details,
+        "Copy id2label from the reference's config.json, in index order.",
     )
 
 
@@ -190,16 +186,8 @@ def judge_tokenizer(reference_ids: Sequence[Sequence[int]], candidate_ids: Seque
             f"{len(differing)} of {n} messages differ",
             _first_token_difference(differing[0], reference_ids[differing[0]], candidate_ids[differing[0]]),
         )
-    return Verdict(
-        check="tokenizer",
-        outcome="fail" if differing else "pass",
-        figure=float(len(differing)),
-        bound=None,
-        limit=0.0,
-        n=n,
-        unit="items",
-        next_step="Use the model's own tokenizer.json, with its truncation length." if differing else "",
-        details=details,
+    return _form_verdict(
+        "tokenizer", len(differing), n, details, "Use the model's own tokenizer.json, with its truncation length."
     )
 
 
@@ -233,16 +221,27 @@ def judge_trimmed_tokenizer(
     if differing:
         first = differing[0]
         details.append(f"message {first}: {' '.join(reference_pieces[first])} -> {' '.join(candidate_pieces[first])}")
+    return _form_verdict(
+        "trimmed tokenizer",
+        len(differing),
+        n,
+        tuple(details),
+        "Trim the vocabulary again, or use prune.vocabulary: all.",
+    )
+
+
+def _form_verdict(check: str, differing: int, n: int, details: tuple[str, ...], remedy: str) -> Verdict:
+    """The verdict on items that must all be alike."""
     return Verdict(
-        check="trimmed tokenizer",
+        check=check,
         outcome="fail" if differing else "pass",
-        figure=float(len(differing)),
+        figure=float(differing),
         bound=None,
         limit=0.0,
         n=n,
         unit="items",
-        next_step="Trim the vocabulary again, or use prune.vocabulary: all." if differing else "",
-        details=tuple(details),
+        next_step=remedy if differing else "",
+        details=details,
     )
 
 
