@@ -128,39 +128,42 @@ def quantize(
     return _count(quantized, variant)
 
 
-def sensitivity(source: Path, quantized: Path, variant: Variant, messages: Sequence[str]) -> list[tuple[str, float]]:
-    """The matrix products of a graph by how much quantizing hurts their outputs, the worst first.
+def sensitivity(source: Path, variant: Variant, messages: Sequence[str]) -> list[tuple[str, float]]:
+    """The matrix products of a float graph by how much int8 hurts each by itself, the worst first.
 
     Args:
-        source: the ONNX folder that was quantized.
-        quantized: what came out.
+        source: the ONNX folder that is quantized.
         variant: how.
-        messages: to compare on.
+        messages: whose activations enter the products.
 
     Returns:
-        the names of nodes of the graph in float, with the signal-to-quantization-noise ratio of their outputs, dB.
+        the names of nodes, with the signal-to-quantization-noise ratio of their outputs in dB: activations rounded to
+        256 steps of their range over the messages, weights to 255 for each output.
     """
     model, encoder = _in_form(source, variant), Encoder(source)
-    small = onnx.load(quantized / "model.onnx")
-    there = {name for node in small.graph.node for name in node.output}
-    products = {
-        node.output[0]: node.name
-        for node in model.graph.node
-        if node.op_type in _FLOAT_PRODUCTS and node.output[0] in there
-    }
-    signal, noise = dict.fromkeys(products, 0.0), dict.fromkeys(products, 0.0)
-    with tempfile.TemporaryDirectory(dir=quantized.parent) as scratch:
-        sessions = [_watched(graph, list(products), Path(scratch), str(n)) for n, graph in enumerate((model, small))]
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    products = [node for node in model.graph.node if node.op_type in _FLOAT_PRODUCTS and node.input[1] in constants]
+    entering = list(dict.fromkeys(node.input[0] for node in products))
+    seen: dict[str, list[NDArray[np.float32]]] = {name: [] for name in entering}
+    with tempfile.TemporaryDirectory() as scratch:
+        session = _watched(model, entering, Path(scratch), "observed")
+        inputs = [value.name for value in session.get_inputs()]
         for batch in _batches(encoder, messages):
-            feed = {value.name: batch[value.name] for value in sessions[0].get_inputs()}
-            for name, ours, theirs in zip(
-                products, *(each.run(list(products), feed) for each in sessions), strict=True
-            ):
-                signal[name] += float(np.square(ours, dtype=np.float64).sum())
-                noise[name] += float(np.square(ours - theirs, dtype=np.float64).sum())
-    ratios = [
-        (products[name], 10 * float(np.log10(max(signal[name], 1e-30) / max(noise[name], 1e-30)))) for name in products
-    ]
+            for name, found in zip(entering, session.run(entering, {key: batch[key] for key in inputs}), strict=True):
+                seen[name].append(found.reshape(-1, found.shape[-1]))
+    ratios = []
+    for node in products:
+        values = np.concatenate(seen[node.input[0]])
+        weight = numpy_helper.to_array(constants[node.input[1]])
+        turned = any(each.name == "transB" and each.i for each in node.attribute)
+        weight = weight.T if turned else weight
+        low, high = min(float(values.min()), 0.0), max(float(values.max()), 0.0)
+        step = (high - low) / 255 or 1.0
+        steps = np.maximum(np.abs(weight).max(axis=0, keepdims=True) / 127, 1e-12)
+        wanted = values @ weight
+        noise = (np.rint(values / step) * step) @ (np.rint(weight / steps) * steps) - wanted
+        ratio = float(np.square(wanted).mean(dtype=np.float64) / max(np.square(noise).mean(dtype=np.float64), 1e-30))
+        ratios.append((node.name, 10 * float(np.log10(max(ratio, 1e-30)))))
     return sorted(ratios, key=lambda each: each[1])
 
 
@@ -196,7 +199,7 @@ def _to_dynamic_int8(model: onnx.ModelProto, scratch_parent: Path, in_float: Seq
                 after,
                 per_channel=True,
                 weight_type=QuantType.QInt8,
-                nodes_to_exclude=list(in_float),
+                nodes_to_exclude=[each for name in in_float for each in (name, f"{name}_MatMul")],  # of a Gemm
                 extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},
             )
         except (onnx.shape_inference.InferenceError, LookupError, RuntimeError, TypeError, ValueError) as error:

@@ -134,7 +134,7 @@ def prune_alone(
     *,
     train: str,
     validation: float | str,
-    unlabelled: str | None,
+    unlabelled: str | None = None,
     columns: tuple[str, str],
     task: str,
     target: str,

@@ -213,7 +213,7 @@ def choose_variant(
         worst: list[tuple[str, float]] = []
         if not found[chosen].keeps_answers(max_drop) and settings.scheme != "fp16":
             variant = next(each for each in variants if each.name == chosen)
-            worst = sensitivity(source, folders[chosen], variant, calibration[:_RANKED_ON])
+            worst = sensitivity(source, variant, calibration[:_RANKED_ON])
             for count in (1, 2, 4, 8, 16):
                 if count > len(worst) // 2:
                     break

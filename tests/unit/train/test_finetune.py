@@ -161,7 +161,7 @@ def test_gradient_accumulation_joins_batches_to_one_step(train: Any) -> None:
     small, _, _ = train(batch_size=4, dropout=0.0, out="third", workspace="c")
     assert (whole.steps, parts.steps, small.steps) == (6, 6, 24)
     assert parts.metrics["loss"] == pytest.approx(whole.metrics["loss"], abs=1e-4)
-    assert small.metrics["loss"] != pytest.approx(whole.metrics["loss"], abs=1e-3)
+    assert small.metrics["loss"] != pytest.approx(whole.metrics["loss"], abs=3e-4)
 
 
 def test_label_smoothing_raises_the_loss_of_a_sure_model(train: Any, trained: Path) -> None:
