@@ -92,7 +92,7 @@ def test_a_student_comes_nearer_to_its_teacher_and_the_teacher_is_asked_once(
     wanted = logits_of(trained, texts)
     near = logits_of(learn("out", 12), texts)
     far = logits_of(student, texts)
-    assert np.abs(near - wanted).mean() < 0.5 * np.abs(far - wanted).mean()
+    assert np.abs(near - wanted).mean() < 0.3 * np.abs(far - wanted).mean()
     assert (near.argmax(-1) == wanted.argmax(-1)).mean() > 0.9
 
     def taught() -> int:
