@@ -53,7 +53,7 @@ class FakeWorkers:
         monkeypatch.setattr(module, "_worker", self.worker)
 
     @contextlib.contextmanager
-    def worker(self, name: str, target: Target) -> Iterator[Any]:
+    def worker(self, name: str, target: Target, command: object) -> Iterator[Any]:
         fake = self
 
         class Worker:
