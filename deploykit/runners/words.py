@@ -1,7 +1,7 @@
 """A table of words for tokenizers of the BERT kind: what a word is cut into is looked up, not computed again.
 
-The library takes about 60 us for a short message, most of it for normalizing text that is plain already and for
-positions that nobody asks for: a sixth of what a model pruned to one layer takes in all.
+For a short message the library takes longer than some pruned models' layers do, most of it for normalizing text that is
+plain already and for positions that nobody asks for.
 """
 
 from __future__ import annotations

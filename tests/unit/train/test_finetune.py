@@ -156,12 +156,14 @@ def test_dropout_is_set_in_encoder_and_head_and_else_left(train: Any, tiny_check
 
 
 def test_gradient_accumulation_joins_batches_to_one_step(train: Any) -> None:
-    whole, _, _ = train(batch_size=16, dropout=0.0, out="first", workspace="a")
-    parts, _, _ = train(batch_size=4, gradient_accumulation=4, dropout=0.0, out="second", workspace="b")
-    small, _, _ = train(batch_size=4, dropout=0.0, out="third", workspace="c")
+    whole, _, _ = train(batch_size=16, dropout=0.0, learning_rate=2e-3, out="first", workspace="a")
+    parts, _, _ = train(
+        batch_size=4, gradient_accumulation=4, dropout=0.0, learning_rate=2e-3, out="second", workspace="b"
+    )
+    small, _, _ = train(batch_size=4, dropout=0.0, learning_rate=2e-3, out="third", workspace="c")
     assert (whole.steps, parts.steps, small.steps) == (6, 6, 24)
     assert parts.metrics["loss"] == pytest.approx(whole.metrics["loss"], abs=1e-4)
-    assert small.metrics["loss"] != pytest.approx(whole.metrics["loss"], abs=3e-4)
+    assert small.metrics["loss"] != pytest.approx(whole.metrics["loss"], abs=1e-3)
 
 
 def test_label_smoothing_raises_the_loss_of_a_sure_model(train: Any, trained: Path) -> None:
