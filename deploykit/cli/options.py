@@ -105,5 +105,5 @@ def _type(field: FieldInfo) -> Any:
     if typing.get_origin(kind) is Literal:
         return click.Choice(typing.get_args(kind))
     if typing.get_origin(kind) is tuple:
-        return int
+        return typing.get_args(kind)[0]
     return kind

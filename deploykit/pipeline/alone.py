@@ -169,8 +169,9 @@ def prune_alone(
     """
     from deploykit.pipeline.compression import prune_to_goal
 
-    if goal.speedup is goal.p50_ms is goal.p99_ms is goal.size_mb is None:
-        raise UsageError("there is no speed or size to prune to", "give --speedup, --p50-ms, --p99-ms or --size-mb")
+    if goal.speedup is goal.p50_ms is goal.p99_ms is goal.size_mb is None and not settings.keep:
+        hint = "give --speedup, --p50-ms, --p99-ms or --size-mb, or --keep"
+        raise UsageError("there is no speed or size to prune to", hint)
     labels = labels_from_folder(model)
     data = load_training_data(train, validation, Columns(*columns), seed, unlabelled=unlabelled)
     data = replace(data, label_names=tuple(labels))

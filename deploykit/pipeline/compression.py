@@ -11,11 +11,11 @@ __all__ = ["prune_to_goal"]
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from deploykit.artifacts.atomic import write_atomic
+from deploykit.compress.search import LayerChoice
 from deploykit.compress.vocabulary import trim_vocabulary
 from deploykit.data.dataset import LabelledData
 from deploykit.errors import ModelError
@@ -27,6 +27,7 @@ from deploykit.pipeline.selection import CutModels, Selection, in_words
 from deploykit.pipeline.stages import sampled
 from deploykit.recipe import Finetune, Goal, Prune, Quantize
 from deploykit.tasks import Task
+from deploykit.tasks.pruned import encoder_layers, heads_fixed
 
 _TIMED_MESSAGES = 160
 _FITTED_ROWS = 512
@@ -98,8 +99,9 @@ def prune_to_goal(
     model = task.load_model(teacher, dtype=torch.float32, attn_implementation="sdpa").eval()
     encoder = Encoder(teacher)
     batches, more = (_batches(encoder, sampled(data.train.texts, rows, seed)) for rows in (len(texts), _FITTED_ROWS))
-    cuts = CutModels(model, teacher, batches, more, bench.folder, listener)
-    kept = read_note(workspace / "choice.json")
+    named = _named(settings.keep, model)
+    cuts = CutModels(model, teacher, batches, more, bench.folder, listener, named=named or ())
+    kept = read_note(workspace / "choice.json") if named is None else {"choice": [layer and list(layer) for layer in named]}
     if kept is None:
         selection = Selection(bench, cuts, recovery, goal, settings)
         kept = json.loads(json.dumps({"choice": selection.choose(), **selection.info()}))
@@ -115,10 +117,32 @@ def prune_to_goal(
     if not settings.epochs:
         shutil.copytree(pruned, out, dirs_exist_ok=True, ignore=shutil.ignore_patterns("trial.json", "measured.json"))
         return f"{words}; not retrained"
-    result = recovery.run(pruned, out, workspace / "recovery")
-    info["recovery"] = json.loads(json.dumps(asdict(result)))
+    info["recovery"] = recovery.best(pruned, out, workspace)
     shutil.copy2(pruned / "pruning.json", out / "pruning.json")
-    return f"{words}; {task.metric} {result.metrics[task.metric]:.2%} on validation"
+    return f"{words}; {task.metric} {info['recovery']['metrics'][task.metric]:.2%} on validation"
+
+
+def _named(keep: Sequence[str], model: Any) -> list[LayerChoice] | None:
+    """The choice that `prune.keep` names; None where it names none.
+
+    Raises:
+        ModelError: the model has no such layer, or fewer heads or columns.
+    """
+    if not keep:
+        return None
+    layers = encoder_layers(model)
+    choice: list[LayerChoice] = [None] * len(layers)
+    for text in keep:
+        number, heads, columns = (int(part) for part in text.split("/"))
+        if number >= len(layers):
+            raise ModelError(f"prune.keep names layer {number}, and the model's last is {len(layers) - 1}")
+        whole = layers[number].shape
+        if heads > whole[0] or columns > whole[1]:
+            raise ModelError(f"prune.keep: {text} is more than layer {number} has: {number}/{whole[0]}/{whole[1]}")
+        if heads < whole[0] and heads_fixed(model):
+            raise ModelError(f"prune.keep: the heads of this model stay as they are: {number}/{whole[0]}/{columns}")
+        choice[number] = (heads, columns)
+    return choice
 
 
 def _trimmed(

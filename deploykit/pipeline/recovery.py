@@ -4,14 +4,18 @@ from __future__ import annotations
 
 __all__ = ["Recovery"]
 
-from dataclasses import dataclass, replace
+import json
+import shutil
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from deploykit.artifacts.atomic import write_atomic
 from deploykit.data.dataset import LabelledData
-from deploykit.events import Listener
+from deploykit.events import Listener, Note
+from deploykit.pipeline.clock import read_note
 from deploykit.recipe import Finetune, Prune
 from deploykit.tasks import Task
 
@@ -33,7 +37,8 @@ class Recovery:
         data: the training rows to learn on, and the validation rows to judge by.
         settings: the recipe's `prune` section.
         finetune: the recipe's `finetune` section, for what both trainings have in common.
-        seed: of the order of the rows, and of those for a trial.
+        seed: of the order of the rows (of the first recovery; the next ones count on), of altered copies, and of the
+            rows for a trial.
         listener: hears of progress.
         freeze_embeddings: whether they stay as they are; those of a trimmed vocabulary cost little to train.
     """
@@ -47,7 +52,37 @@ class Recovery:
     listener: Listener
     freeze_embeddings: bool
 
-    def run(self, pruned: Path, out: Path, workspace: Path, *, trial: bool = False) -> FinetuneResult:
+    def best(self, pruned: Path, out: Path, workspace: Path) -> dict[str, Any]:
+        """Recover `pruned` from as many seeds as the settings say, and write the best on validation to `out`.
+
+        Args:
+            pruned: the cut model's checkpoint folder.
+            out: the folder to write.
+            workspace: keeps every recovered model, so that an interrupted call goes on.
+
+        Returns:
+            what the chosen recovery ended with; with several, `seeds` has all of them by seed.
+        """
+        found: dict[str, dict[str, Any]] = {}
+        seeds = range(self.seed, self.seed + self.settings.seeds)
+        for number, seed in enumerate(seeds):
+            if len(seeds) > 1:
+                self.listener(Note(f"recovery {number + 1} of {len(seeds)}"))
+            note = workspace / f"recovered-{seed}.json"
+            kept = read_note(note)
+            if kept is None:
+                result = self.run(pruned, workspace / f"recovered-{seed}", workspace / f"recovery-{seed}", seed=seed)
+                write_atomic(note, json.dumps(asdict(result)).encode())
+                kept = read_note(note)
+            assert kept is not None
+            found[str(seed)] = kept
+        chosen = min(found, key=lambda seed: float(found[seed]["metrics"]["loss"]))
+        shutil.copytree(workspace / f"recovered-{chosen}", out, dirs_exist_ok=True)
+        return found[chosen] if len(seeds) == 1 else {**found[chosen], "seed": int(chosen), "seeds": found}
+
+    def run(
+        self, pruned: Path, out: Path, workspace: Path, *, trial: bool = False, seed: int | None = None
+    ) -> FinetuneResult:
         """Train the checkpoint in `pruned` and write it to `out`; a trial is short, and on some of the rows."""
         from deploykit.train.finetune import Lesson, finetune
 
@@ -71,7 +106,7 @@ class Recovery:
             self.task,
             out,
             workspace=workspace,
-            seed=self.seed,
+            seed=self.seed if seed is None else seed,
             lesson=Lesson(
                 self.teacher,
                 self.settings.temperature,
@@ -80,6 +115,7 @@ class Recovery:
                 cache=workspace.parent / f"teacher-{len(data.train)}",
                 unlabelled=data.unlabelled,
                 copies=copies,
+                seed=self.seed,
             ),
             stage="prune",
             listener=self.listener,

@@ -60,6 +60,7 @@ class CutModels:
         more: more of them, to fit the output matrices of what is left on.
         folder: where the copies are kept.
         listener: hears of progress.
+        named: a choice whose levels are scored too.
     """
 
     def __init__(
@@ -70,7 +71,10 @@ class CutModels:
         more: Sequence[Mapping[str, Any]],
         folder: Path,
         listener: Listener,
+        *,
+        named: Sequence[LayerChoice] = (),
     ) -> None:
+        self._named = [each for each in named if each]
         self.model, self.checkpoint, self.batches = model, checkpoint, batches
         self._more, self._folder, self._listener = more, folder, listener
 
@@ -84,6 +88,7 @@ class CutModels:
         """Every layer at every level, scored."""
         full = encoder_layers(self.model)[0].shape
         heads, columns = levels_of(full[0], _HEADS, 1), levels_of(full[1], _COLUMNS, COLUMNS_MULTIPLE)
+        heads, columns = [*heads, *(each[0] for each in self._named)], [*columns, *(each[1] for each in self._named)]
         return candidates(self.model, self.batches, heads=heads, columns=columns, listener=self._listener)
 
     def saved(self, choice: Sequence[LayerChoice]) -> Path:

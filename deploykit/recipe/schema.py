@@ -86,12 +86,27 @@ def _lengths(value: object) -> object:
     return tuple(counts)  # type: ignore[arg-type]
 
 
+def _kept_layers(value: object) -> object:
+    """What stays of each layer, as text: LAYER/HEADS/COLUMNS, in order."""
+    layers = [value] if isinstance(value, str) else value
+    if not isinstance(layers, list | tuple) or not all(
+        isinstance(layer, str) and re.fullmatch(r"[0-9]{1,4}/[1-9][0-9]{0,5}/[1-9][0-9]{0,6}", layer)
+        for layer in layers
+    ):
+        raise ValueError(f"must be a list of LAYER/HEADS/COLUMNS, such as [0/12/768, 5/12/1152], not {value!r}")
+    numbers = [int(layer.partition("/")[0]) for layer in layers]
+    if numbers != sorted(set(numbers)):
+        raise ValueError(f"must name each layer once, in order, not {', '.join(layers)}")
+    return tuple(layers)
+
+
 Text = Annotated[str, Field(min_length=1), AfterValidator(_one_line)]
 Count = Annotated[int, Field(ge=1, le=INT32_MAX)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 FractionOrPath = Annotated[float | str, BeforeValidator(_fraction_or_path)]
 Lengths = Annotated[Literal["data"] | tuple[int, ...], BeforeValidator(_lengths)]
 CountOrAll = Annotated[int | Literal["all"], BeforeValidator(_count_or_all)]
+KeptLayers = Annotated[tuple[str, ...], BeforeValidator(_kept_layers)]
 
 
 class Section(BaseModel):
@@ -193,6 +208,11 @@ class Prune(Section):
         default="auto",
         description="auto: layers, heads and FFN columns go until the goal is reached; none: all stay.",
     )
+    keep: KeptLayers = Field(
+        default=(),
+        description="What stays of each layer that stays, LAYER/HEADS/COLUMNS; none: searched for under the goal.",
+        examples=[["0/12/768", "5/12/1152"]],
+    )
     vocabulary: CountOrAll = Field(
         default=4000,
         description="Pieces of the vocabulary that stay beside those of the data, the commonest first; all: every one.",
@@ -210,6 +230,9 @@ class Prune(Section):
         ge=0,
         le=1000,
         description="Altered copies of each message that the unpruned model answers, to learn from.",
+    )
+    seeds: Count = Field(
+        default=1, description="Recoveries, each with the rows in another order; the best on validation stays."
     )
     learning_rate: Positive = Field(default=4e-4, description="The highest learning rate of the recovery.")
     temperature: Positive = Field(default=2.0, description="That softens the unpruned model's logits, to learn from.")
@@ -347,9 +370,10 @@ class Recipe(Section):
 
     @property
     def prunes(self) -> bool:
-        """Whether the model may be pruned: its goal has a limit on speed or size, and pruning is not switched off."""
+        """Whether the model may be pruned: what stays is named, or the goal has a limit on speed or size."""
         limits = (self.goal.speedup, self.goal.p50_ms, self.goal.p99_ms, self.goal.size_mb)
-        return self.prune.strategy != "none" and any(limit is not None for limit in limits)
+        asked = bool(self.prune.keep) or any(limit is not None for limit in limits)
+        return self.prune.strategy != "none" and asked
 
     @property
     def model_stage(self) -> Literal["finetune", "prune"]:

@@ -111,7 +111,7 @@ def finetune(
         epochs = settings.epochs
         if lesson is not None:
             labelled = len(splits["train"])
-            splits["train"] += _unlabelled(lesson, tokenizer, network, splits["train"], seed)
+            splits["train"] += _unlabelled(lesson, tokenizer, network, splits["train"])
             epochs *= labelled / len(splits["train"])
         steps_per_epoch = math.ceil(
             len(splits["train"]) / (settings.batch_size * settings.gradient_accumulation * _processes().num_processes)
@@ -177,6 +177,7 @@ class Lesson:
         cache: the folder to keep its answers in; the workspace unless told.
         unlabelled: messages that only the teacher answers. With them an epoch still is as many rows as have labels.
         copies: altered copies of each row, labelled and not, that only the teacher answers.
+        seed: of the copies.
     """
 
     teacher: Path
@@ -186,6 +187,7 @@ class Lesson:
     cache: Path | None = None
     unlabelled: Sequence[str] = ()
     copies: int = 0
+    seed: int = 0
 
 
 def is_main_process() -> bool:
@@ -286,7 +288,7 @@ def _taught(lesson: Lesson, rows: Any, task: Task, pad: Any, workspace: Path, li
 
 
 def _unlabelled(
-    lesson: Lesson, tokenizer: Any, network: Any, rows: Sequence[Mapping[str, Any]], seed: int
+    lesson: Lesson, tokenizer: Any, network: Any, rows: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
     """Rows that only the teacher answers: messages without labels, and altered copies of all."""
     none = [_NO_LABEL] * len(lesson.unlabelled)
@@ -298,7 +300,7 @@ def _unlabelled(
         used = sorted({piece for row in plain for piece in row})
         nearest = nearest_pieces(network.get_input_embeddings().weight.detach(), used, tokenizer.all_special_ids)
         names = [name for name in rows[0] if name not in ("input_ids", "attention_mask", "labels")]
-        for ids in altered_rows(plain, nearest, lesson.copies, seed):
+        for ids in altered_rows(plain, nearest, lesson.copies, lesson.seed):
             row: dict[str, Any] = {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": _NO_LABEL}
             found.append(row | {name: [0] * len(ids) for name in names})
     return found

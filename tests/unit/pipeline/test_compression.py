@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from deploykit.errors import ModelError
 from deploykit.events import Progress, Warn
 from deploykit.latency.measure import Samples
 from deploykit.pipeline.clock import Bench
@@ -133,6 +134,41 @@ def test_without_retraining_the_model_is_fitted_only(prune: Any, trained: Path, 
     assert "recovery" not in info
     assert clock([layer.shape for layer in encoder_layers(TASK.load_model(out))]) <= 0.7 * clock([(4, 64)] * 2)
     assert not (out / "trial.json").exists()
+
+
+def test_what_the_recipe_names_is_kept_without_a_search(
+    prune: Any, trained: Path, timed: list[str], tmp_path: Path
+) -> None:
+    outcome, info, out = prune(Goal(), keep=("1/3/40",), epochs=1.0)
+    assert [layer.shape for layer in encoder_layers(TASK.load_model(out))] == [(3, 40)]
+    assert json.loads((out / "pruning.json").read_text())["layers"][0]["layer"] == 1
+    assert timed == []
+    assert "points" not in info
+    assert outcome.startswith("layer 1: 3 heads, 40 columns; accuracy")
+
+
+@pytest.mark.parametrize(
+    ("keep", "said"),
+    [("2/1/8", "the model's last is 1"), ("0/5/8", "0/4/64"), ("1/4/65", "more than layer 1 has")],
+)
+def test_what_the_model_has_not_can_not_be_kept(prune: Any, keep: str, said: str) -> None:
+    with pytest.raises(ModelError, match=said):
+        prune(Goal(), keep=(keep,))
+
+
+def test_the_best_of_several_seeds_stays(prune: Any, tmp_path: Path) -> None:
+    _, info, out = prune(Goal(), keep=("0/4/16",), seeds=3, copies=1, epochs=1.0)
+    seeds = info["recovery"]["seeds"]
+    losses = {seed: found["metrics"]["loss"] for seed, found in seeds.items()}
+    assert sorted(losses) == ["0", "1", "2"]
+    assert len(set(losses.values())) == 3
+    assert str(info["recovery"]["seed"]) == min(losses, key=losses.__getitem__)
+    assert all(found["curve"] for found in seeds.values())
+    assert json.loads(json.dumps(info)) == info
+    weights = {seed: (tmp_path / "work" / f"recovered-{seed}" / "model.safetensors").read_bytes() for seed in seeds}
+    assert len(set(weights.values())) == 3
+    assert (out / "model.safetensors").read_bytes() == weights[str(info["recovery"]["seed"])]
+    assert len(list((tmp_path / "work").glob("teacher-*/teacher-logits.npy"))) == 1, "all seeds learn from the same answers"
 
 
 def test_the_whole_vocabulary_stays_where_it_is_asked_for(prune: Any, trained: Path) -> None:

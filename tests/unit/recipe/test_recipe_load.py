@@ -345,6 +345,21 @@ def test_any_text_loads_or_is_a_recipe_error(tmp_path: Path, text: str, override
     assert isinstance(result, Recipe) or result
 
 
+def test_what_stays_can_be_named(tmp_path: Path) -> None:
+    assert not load_recipe(written(tmp_path, GOOD)).prunes
+    recipe = load_recipe(written(tmp_path, GOOD + "prune: {keep: [0/12/768, 5/12/1152]}\n"))
+    assert recipe.prune.keep == ("0/12/768", "5/12/1152")
+    assert recipe.prunes
+    assert load_recipe(written(tmp_path, GOOD), ["prune.keep=0/2/32"]).prune.keep == ("0/2/32",)
+
+
+@pytest.mark.parametrize("keep", ["[0/12]", "[5/12/8, 0/12/8]", "[1/2/8, 1/2/8]", "[0/0/8]", "3", "[0:12:768]"])
+def test_what_stays_is_named_by_layer_heads_and_columns(keep: str, tmp_path: Path) -> None:
+    found = problems(written(tmp_path, GOOD + f"prune: {{keep: {keep}}}\n"))
+    assert len(found) == 1
+    assert "LAYER/HEADS/COLUMNS" in found[0] or "each layer once, in order" in found[0]
+
+
 def test_the_target_of_a_goal_says_how_it_is_served(tmp_path: Path) -> None:
     goal = "goal: {p50_ms: 0.8, target: {provider: cpu, threads: 2, lengths: [16, 64]}}\n"
     recipe = load_recipe(written(tmp_path, GOOD + goal))
