@@ -1,0 +1,124 @@
+"""What the seed of the recovery makes of one pruned model: accuracy over seeds, and the bound for the one that ships.
+
+    python benchmarks/recovery_seeds.py --train train.csv --test test.csv --keep 0/12/768 --keep 5/12/1152
+
+The recipe runs up to the fine-tuned model. Vocabulary, layers, heads and columns are cut once; the teacher's answers are
+the same for all seeds. Each recovered model is exported and quantized (static int8, as the search times it). The best
+on validation ships; its bound is the only one that the test split is asked for. What is done is kept in the workspace:
+run it again to go on.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from machine_facts import finish
+from numpy.typing import NDArray
+from peers import recipe_options
+
+from deploykit.cli.render import Screen
+from deploykit.data.dataset import LabelledData
+from deploykit.data.table import Table
+from deploykit.parity.intervals import paired_drop_upper
+from deploykit.pipeline.clock import Bench
+from deploykit.pipeline.compression import prune_to_goal
+from deploykit.pipeline.context import data_from_artifact
+from deploykit.pipeline.plan import make_plan
+from deploykit.pipeline.run import run_recipe
+from deploykit.pipeline.stages import sampled
+from deploykit.recipe import Recipe, load_recipe
+from deploykit.runners import Target, infer_all, open_runner
+from deploykit.tasks import Task, find_task
+
+
+def main() -> None:
+    parser = recipe_options(__doc__)
+    parser.add_argument("--keep", action="append", required=True, metavar="LAYER/HEADS/COLUMNS")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="another key of the recipe")
+    parser.add_argument("--name", default="recovery_seeds", help="of the result")
+    options = parser.parse_args()
+
+    settings = [f"data.train={options.train}", f"data.test={options.test}"]
+    settings += [f"data.text={options.text}", f"data.label={options.label}"]
+    settings += [f"prune.keep=[{', '.join(options.keep)}]", f"prune.seeds={options.seeds}", *options.set]
+    recipe = load_recipe(options.recipe, settings)
+    task = find_task(recipe.task)
+    with Screen() as screen:
+        run_recipe(recipe, until="finetune", workspace=options.workspace, listener=screen)
+        steps = {step.stage: step for step in make_plan(recipe, Path()).steps}
+        store = options.workspace / "store"
+        folders = {stage: store / stage / str(steps[stage].key)[:16] for stage in ("data", "finetune")}
+        data = data_from_artifact(folders["data"])
+        work = options.workspace / "seeds" / str(steps["prune"].key)[:16]
+        info: dict[str, Any] = {}
+        with tempfile.TemporaryDirectory() as best:
+            prune_to_goal(
+                folders["finetune"], Path(best), task=task, data=data, settings=recipe.prune, finetune=recipe.finetune,
+                goal=recipe.goal, quantize=recipe.quantize, target=recipe.export.target,
+                threads=recipe.package.threads, seed=recipe.seed, workspace=work, info=info, listener=screen,
+            )  # fmt: skip
+    recovery = info["recovery"]
+    seeds = recovery.get("seeds") or {str(recipe.seed): recovery}
+    shipped = {seed: _quantized(recipe, task, data, work, seed) for seed in seeds}
+    targets = {split: task.targets(table.labels or (), data.label_names) for split, table in _splits(data).items()}
+    whole = {name: _right(Target("torch", str(folders["finetune"])), task, data, targets, name) for name in targets}
+    right = {
+        seed: {name: _right(target, task, data, targets, name) for name in targets} for seed, target in shipped.items()
+    }
+    chosen = str(recovery.get("seed", recipe.seed))
+    b = int(np.sum(whole["test"] & ~right[chosen]["test"]))
+    c = int(np.sum(~whole["test"] & right[chosen]["test"]))
+    accuracy = {seed: {name: float(found.mean()) for name, found in splits.items()} for seed, splits in right.items()}
+    tests = [found["test"] for found in accuracy.values()]
+    finish(
+        options.name,
+        {
+            "kept": options.keep,
+            "vocabulary": info.get("vocabulary"),
+            "epochs": recipe.prune.epochs,
+            "n": len(whole["test"]),
+            "unpruned_pytorch": {name: float(found.mean()) for name, found in whole.items()},
+            "int8_by_seed": accuracy,
+            "validation_loss_by_seed": {seed: found["metrics"]["loss"] for seed, found in seeds.items()},
+            "curves": {seed: found["curve"][:: max(1, len(found["curve"]) // 40)] for seed, found in seeds.items()},
+            "test_mean": statistics.mean(tests),
+            "test_sd": statistics.stdev(tests) if len(tests) > 1 else None,
+            "test_range": [min(tests), max(tests)],
+            "seed_that_ships": chosen,
+            "shipped_drop": (b - c) / len(whole["test"]),
+            "shipped_drop_upper_95": paired_drop_upper(b, c, len(whole["test"])),
+            "discordant": b + c,
+        },
+        as_json=options.json,
+        save=options.save,
+    )
+
+
+def _splits(data: LabelledData) -> dict[str, Table]:
+    return {"validation": data.validation, "test": data.test}
+
+
+def _quantized(recipe: Recipe, task: Task, data: LabelledData, work: Path, seed: str) -> Target:
+    """A recovered model in static int8, made once."""
+    calibration = sampled(data.train.texts, recipe.quantize.calibration_rows, recipe.seed)
+    bench = Bench(
+        task, recipe.quantize, recipe.export.target, recipe.package.threads, data.validation.texts, calibration, work,
+        recipe.seed, lambda event: None,
+    )  # fmt: skip
+    return bench.build(work / f"recovered-{seed}", f"seed-{seed}")
+
+
+def _right(target: Target, task: Task, data: LabelledData, targets: dict[str, Any], split: str) -> NDArray[np.bool_]:
+    texts: Sequence[str] = _splits(data)[split].texts
+    with open_runner(target) as runner:
+        return task.correct(infer_all(runner, texts, [[index] for index in range(len(texts))]), targets[split])
+
+
+if __name__ == "__main__":
+    main()
