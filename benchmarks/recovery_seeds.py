@@ -2,10 +2,10 @@
 
     python benchmarks/recovery_seeds.py --train train.csv --test test.csv --keep 0/12/768 --keep 5/12/1152
 
-The recipe runs up to the fine-tuned model. Vocabulary, layers, heads and columns are cut once; the teacher's answers are
-the same for all seeds. Each recovered model is exported and quantized (static int8, as the search times it). The best
-on validation ships; its bound is the only one that the test split is asked for. What is done is kept in the workspace:
-run it again to go on.
+The recipe runs up to the fine-tuned model. Vocabulary, layers, heads and columns are cut once; the teacher's answers
+are the same for all seeds. Each recovered model is exported and quantized (static int8, as the search times it). The
+best on validation ships; its bound is the only one that the test split is asked for. What is done is kept in the
+workspace: run it again to go on.
 """
 
 from __future__ import annotations

@@ -116,7 +116,7 @@ def main() -> None:
                 in_process.append(_in_process(options.model, texts))
                 for name, protocol, clients in cases if block % 2 == 0 else reversed(cases):
                     before = _statistics(server, f"{OURS}_onnx")
-                    measured = _drive(server, name, protocol, clients, texts, options.seconds)
+                    measured = drive(server, name, protocol, clients, texts, options.seconds)
                     found.setdefault(f"{name}, {protocol}, {clients} client(s)", []).append(measured)
                     if (name, protocol, clients) == (OURS, "grpc", 1):
                         after = _statistics(server, f"{OURS}_onnx")
@@ -129,14 +129,14 @@ def _figures(
 ) -> dict[str, Any]:
     table = {
         name: {
-            "p50_ms": _spread([block["p50_ms"] for block in blocks]),
-            "p99_ms": _spread([block["p99_ms"] for block in blocks]),
-            "messages_per_s": _spread([block["messages_per_s"] for block in blocks]),
+            "p50_ms": spread([block["p50_ms"] for block in blocks]),
+            "p99_ms": spread([block["p99_ms"] for block in blocks]),
+            "messages_per_s": spread([block["messages_per_s"] for block in blocks]),
         }
         for name, blocks in found.items()
     }
     ratios = {
-        f"{protocol}, {clients} client(s)": _spread(
+        f"{protocol}, {clients} client(s)": spread(
             [
                 ours["messages_per_s"] / naive["messages_per_s"]
                 for ours, naive in zip(
@@ -155,17 +155,17 @@ def _figures(
         "in_process_p50_ms": {"text to answer": text_ms, "session alone": session_ms},
         "served_grpc_p50_beyond_in_process_ms": served - text_ms,
         "of_which_the_embedded_shim_ms": float(np.median(inside)) - session_ms,
-        "tensor_entry_inside_triton_ms": _spread(inside),
+        "tensor_entry_inside_triton_ms": spread(inside),
         "layouts": table,
         "throughput_over_naive": ratios,
     }
 
 
-def _spread(values: list[float]) -> dict[str, float]:
+def spread(values: list[float]) -> dict[str, float]:
     return {"median": float(np.median(values)), "least": min(values), "greatest": max(values)}
 
 
-def _drive(
+def drive(
     server: EmbeddedServer, name: str, protocol: str, clients: int, texts: list[str], seconds: float
 ) -> dict[str, float]:
     url = server.urls.grpc if protocol == "grpc" else server.urls.http
