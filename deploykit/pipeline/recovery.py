@@ -49,7 +49,8 @@ class Recovery:
 
     def run(self, pruned: Path, out: Path, workspace: Path, *, trial: bool = False) -> FinetuneResult:
         """Train the checkpoint in `pruned` and write it to `out`; a trial is short, and on some of the rows."""
-        from deploykit.train.finetune import Lesson, finetune
+        from deploykit.train.finetune import finetune
+        from deploykit.train.lesson import Lesson
 
         data, epochs, copies = self.data, self.settings.epochs, self.settings.copies
         if trial:
