@@ -95,7 +95,8 @@ def finetune_alone(
         trust_pickle: load pickled weights.
         listener: hears of progress.
     """
-    from deploykit.train.finetune import finetune, is_main_process
+    from deploykit.train.finetune import finetune
+    from deploykit.train.processes import is_main_process
 
     reference = resolve_model(model, Path())
     if reference.location is None:

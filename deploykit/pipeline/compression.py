@@ -101,7 +101,11 @@ def prune_to_goal(
     batches, more = (_batches(encoder, sampled(data.train.texts, rows, seed)) for rows in (len(texts), _FITTED_ROWS))
     named = _named(settings.keep, model)
     cuts = CutModels(model, teacher, batches, more, bench.folder, listener, named=named or ())
-    kept = read_note(workspace / "choice.json") if named is None else {"choice": [layer and list(layer) for layer in named]}
+    kept = (
+        read_note(workspace / "choice.json")
+        if named is None
+        else {"choice": [layer and list(layer) for layer in named]}
+    )
     if kept is None:
         selection = Selection(bench, cuts, recovery, goal, settings)
         kept = json.loads(json.dumps({"choice": selection.choose(), **selection.info()}))

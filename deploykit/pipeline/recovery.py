@@ -84,7 +84,8 @@ class Recovery:
         self, pruned: Path, out: Path, workspace: Path, *, trial: bool = False, seed: int | None = None
     ) -> FinetuneResult:
         """Train the checkpoint in `pruned` and write it to `out`; a trial is short, and on some of the rows."""
-        from deploykit.train.finetune import Lesson, finetune
+        from deploykit.train.finetune import finetune
+        from deploykit.train.lesson import Lesson
 
         data, epochs, copies = self.data, self.settings.epochs, self.settings.copies
         if trial:

@@ -2,34 +2,31 @@
 
 from __future__ import annotations
 
-__all__ = ["FinetuneResult", "Lesson", "finetune", "is_main_process"]
+__all__ = ["FinetuneResult", "finetune"]
 
 import contextlib
 import importlib.util
-import inspect
 import math
-import signal
-import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deploykit.artifacts.digest import digest_json, digest_tree
 from deploykit.data.dataset import LabelledData
 from deploykit.errors import MissingDependencyError, TrainingError
-from deploykit.events import Listener, Note, Progress, ignore
+from deploykit.events import Listener, Note, ignore
 from deploykit.recipe import Finetune
 from deploykit.runners.tokenize import max_length_from_folder
 from deploykit.runners.untrusted import check_checkpoint
 from deploykit.tasks import Task
 from deploykit.tasks.quiet import quiet_transformers
-from deploykit.train.checkpoints import last_complete, seal
-from deploykit.train.distill import Distillation, distillation_loss, teach, with_teacher
+from deploykit.train.checkpoints import last_complete
+from deploykit.train.distill import with_teacher
 from deploykit.train.dropout import cheap_dropout
-
-_SAVE_EVERY_S = 60.0
-"""Seconds of training between two checkpoints at least, so that a kill loses little and saving costs little."""
+from deploykit.train.lesson import Lesson, taught, unlabelled_rows
+from deploykit.train.processes import is_main_process, on_cpu, processes
+from deploykit.train.rows import training_rows
+from deploykit.train.trainer import NAN_HINT, interrupts, trainer_class, watching
 
 
 @dataclass(frozen=True)
@@ -104,27 +101,27 @@ def finetune(
         tokenizer = _tokenizer(model, settings.max_length)
         network = _network(model, data.label_names, settings, task, trust_pickle=trust_pickle)
         splits = {
-            name: _features(tokenizer, network, table.texts, task.targets(table.labels or (), data.label_names))
+            name: training_rows(tokenizer, network, table.texts, task.targets(table.labels or (), data.label_names))
             for name, table in (("train", data.train), ("validation", data.validation))
         }
         splits["validation"].sort(key=lambda row: len(row["input_ids"]))  # batches of like lengths pad little
         epochs = settings.epochs
         if lesson is not None:
             labelled = len(splits["train"])
-            splits["train"] += _unlabelled(lesson, tokenizer, network, splits["train"])
+            splits["train"] += unlabelled_rows(lesson, tokenizer, network, splits["train"])
             epochs *= labelled / len(splits["train"])
         steps_per_epoch = math.ceil(
-            len(splits["train"]) / (settings.batch_size * settings.gradient_accumulation * _processes().num_processes)
+            len(splits["train"]) / (settings.batch_size * settings.gradient_accumulation * processes().num_processes)
         )
         total = math.ceil(steps_per_epoch * epochs)
-        watch = _watch(steps_per_epoch, total, task.metric, stage, listener)
+        watch = watching(steps_per_epoch, total, task.metric, stage, listener)
         collate: Any = DataCollatorWithPadding(tokenizer)
         distillation = None
         if lesson is not None:
-            distillation = _taught(lesson, splits["train"], task, collate, workspace, listener)
+            distillation = taught(lesson, splits["train"], task, collate, workspace, listener)
             collate = with_teacher(collate, distillation.teacher)
             splits["train"] = [row | {"row": number} for number, row in enumerate(splits["train"])]
-        trainer = _trainer_class(steps_per_epoch, task.output, distillation)(
+        trainer = trainer_class(steps_per_epoch, task.output, distillation)(
             model=network,
             args=_arguments(settings, task, workspace, seed=seed, epochs=epochs, total=total),
             train_dataset=splits["train"],
@@ -142,8 +139,8 @@ def finetune(
         if start:
             listener(Note(f"going on from training step {resumed_from} of {total}"))
         # Recomputed activations would meet the usual dropout: a function mode is not open within backward().
-        cheap = _on_cpu() and not settings.gradient_checkpointing
-        with _interrupts(watch), cheap_dropout() if cheap else contextlib.nullcontext():
+        cheap = on_cpu() and not settings.gradient_checkpointing
+        with interrupts(watch), cheap_dropout() if cheap else contextlib.nullcontext():
             trainer.train(resume_from_checkpoint=str(start) if start else None)
         if watch.interrupted:
             raise KeyboardInterrupt
@@ -165,36 +162,6 @@ def finetune(
     )
 
 
-@dataclass(frozen=True)
-class Lesson:
-    """A teacher, and how to learn from it.
-
-    Attributes:
-        teacher: the checkpoint folder of a model of the same task, labels and tokenizer.
-        temperature: that softens the logits.
-        soft_weight: of the teacher's answers; the labels have the rest of 1.
-        hidden_weight: of its last hidden states, which must be as wide; 0 leaves them out.
-        cache: the folder to keep its answers in; the workspace unless told.
-        unlabelled: messages that only the teacher answers. With them an epoch still is as many rows as have labels.
-        copies: altered copies of each row, labelled and not, that only the teacher answers.
-        seed: of the copies.
-    """
-
-    teacher: Path
-    temperature: float = 2.0
-    soft_weight: float = 0.9
-    hidden_weight: float = 5.0
-    cache: Path | None = None
-    unlabelled: Sequence[str] = ()
-    copies: int = 0
-    seed: int = 0
-
-
-def is_main_process() -> bool:
-    """Whether this process is the one that writes; under `torchrun` several train together."""
-    return bool(_processes().is_main_process)
-
-
 _DROPOUTS = (
     "attention_dropout",
     "attention_probs_dropout_prob",
@@ -203,7 +170,6 @@ _DROPOUTS = (
     "hidden_dropout_prob",
     "seq_classif_dropout",
 )
-_NAN_HINT = "lower finetune.learning_rate, or use finetune.precision=fp32"
 
 
 def _tokenizer(model: Path, max_length: int) -> Any:
@@ -253,7 +219,7 @@ def _arguments(settings: Finetune, task: Task, workspace: Path, *, seed: int, ep
         label_smoothing_factor=settings.label_smoothing,
         optim=_optimizer(settings.optimizer),
         bf16=precision == "bf16",
-        use_cpu=_on_cpu(),  # else bf16 is taken for a mistake there, and torchrun's processes train each alone
+        use_cpu=on_cpu(),  # else bf16 is taken for a mistake there, and torchrun's processes train each alone
         fp16=precision == "fp16",
         eval_strategy="epoch",
         save_strategy="epoch",
@@ -267,47 +233,11 @@ def _arguments(settings: Finetune, task: Task, workspace: Path, *, seed: int, ep
         dataloader_pin_memory=torch.cuda.is_available(),
         disable_tqdm=True,
         log_level="error",
-        remove_unused_columns=False,  # the collator takes a row's number; `_features` has removed the others
+        remove_unused_columns=False,  # the collator takes a row's number; `training_rows` has removed the others
         report_to=[],
         seed=seed,
         **checkpointing,
     )
-
-
-def _taught(lesson: Lesson, rows: Any, task: Task, pad: Any, workspace: Path, listener: Listener) -> Distillation:
-    import torch
-
-    check_checkpoint(lesson.teacher)
-    model = task.load_model(lesson.teacher, attn_implementation="sdpa", dtype=torch.float32)
-    identity = digest_json(dict(digest_tree(lesson.teacher)))
-    device = "cpu" if _on_cpu() else _processes().device
-    folder = lesson.cache or workspace
-    folder.mkdir(parents=True, exist_ok=True)
-    teacher = teach(model.to(device), rows, task.output, pad, folder, identity=identity, listener=listener)
-    return Distillation(teacher, lesson.temperature, lesson.soft_weight, lesson.hidden_weight)
-
-
-def _unlabelled(
-    lesson: Lesson, tokenizer: Any, network: Any, rows: Sequence[Mapping[str, Any]]
-) -> list[dict[str, Any]]:
-    """Rows that only the teacher answers: messages without labels, and altered copies of all."""
-    none = [_NO_LABEL] * len(lesson.unlabelled)
-    found = _features(tokenizer, network, lesson.unlabelled, none) if none else []
-    if lesson.copies:
-        from deploykit.train.augment import altered_rows, nearest_pieces
-
-        plain = [list(row["input_ids"]) for row in (*rows, *found)]
-        used = sorted({piece for row in plain for piece in row})
-        nearest = nearest_pieces(network.get_input_embeddings().weight.detach(), used, tokenizer.all_special_ids)
-        names = [name for name in rows[0] if name not in ("input_ids", "attention_mask", "labels")]
-        for ids in altered_rows(plain, nearest, lesson.copies, lesson.seed):
-            row: dict[str, Any] = {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": _NO_LABEL}
-            found.append(row | {name: [0] * len(ids) for name in names})
-    return found
-
-
-_NO_LABEL = -100
-"""What PyTorch's cross entropy leaves out."""
 
 
 def _final_metrics(trainer: Any, validation: Any, task: Task) -> dict[str, float]:
@@ -317,18 +247,8 @@ def _final_metrics(trainer: Any, validation: Any, task: Task) -> dict[str, float
     metrics |= task.metrics({task.output: prediction.predictions}, prediction.label_ids)
     for name, value in metrics.items():
         if not math.isfinite(value):
-            raise TrainingError(f"{name} is not a number after step {trainer.state.global_step}", _NAN_HINT)
+            raise TrainingError(f"{name} is not a number after step {trainer.state.global_step}", NAN_HINT)
     return metrics
-
-
-def _features(tokenizer: Any, network: Any, texts: Sequence[str], targets: Any) -> list[dict[str, Any]]:
-    """Rows of what the model takes; a tokenizer may give more (token types to DistilBERT)."""
-    encoded = tokenizer(list(texts), truncation=True, padding=False)
-    taken = inspect.signature(network.forward).parameters
-    return [
-        {name: values[row] for name, values in encoded.items() if name in taken} | {"labels": int(targets[row])}
-        for row in range(len(texts))
-    ]
 
 
 def _precision(asked: str) -> str:
@@ -369,19 +289,6 @@ def _freeze(network: Any, settings: Finetune) -> None:
             value.requires_grad = False
 
 
-def _processes() -> Any:
-    """The processes that train together: accelerate's view, which counts those on CPUs only where it is told to."""
-    from accelerate import PartialState
-
-    return PartialState(cpu=_on_cpu())
-
-
-def _on_cpu() -> bool:
-    import torch
-
-    return not torch.accelerator.is_available()
-
-
 def _printer() -> Any:
     from transformers import PrinterCallback
 
@@ -392,127 +299,3 @@ def _early_stopping(patience: int | None) -> list[Any]:
     from transformers import EarlyStoppingCallback
 
     return [] if patience is None else [EarlyStoppingCallback(early_stopping_patience=patience)]
-
-
-def _trainer_class(steps_per_epoch: int, output: str, distillation: Distillation | None) -> Any:
-    """The Trainer, that stops at the first loss that is not a number, and orders each epoch by seed and epoch alone."""
-    import torch
-    from transformers import Trainer
-    from transformers.trainer_pt_utils import LengthGroupedSampler
-
-    class WatchfulTrainer(Trainer):  # type: ignore[misc]
-        def __init__(self, **settings: Any) -> None:
-            super().__init__(**settings)
-            # A classifier takes the number of items and divides by its own batch all the same: accumulated gradients
-            # came out as a sum (transformers 5.23). Without it the Trainer divides.
-            self.model_accepts_loss_kwargs = False
-
-        def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-            loss: torch.Tensor = super().training_step(*args, **kwargs)
-            # On a GPU, looking at the loss waits for it: look where it is logged anyway.
-            look = loss.device.type == "cpu" or self.state.global_step % self.args.logging_steps == 0
-            if look and not torch.isfinite(loss).all():
-                raise TrainingError(f"the loss is not a number at step {self.state.global_step + 1}", _NAN_HINT)
-            return loss
-
-        def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **kwargs: Any) -> Any:
-            if distillation is None or "teacher_logits" not in inputs:
-                return super().compute_loss(model, inputs, return_outputs, **kwargs)
-            student = {key: value for key, value in inputs.items() if not key.startswith(("teacher_", "labels"))}
-            outputs = model(**student, output_hidden_states=bool(distillation.hidden_weight))
-            loss = distillation_loss(outputs, inputs, output, distillation)
-            return (loss, outputs) if return_outputs else loss
-
-        def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-            trainer = self
-
-            class EpochSampler(LengthGroupedSampler):  # type: ignore[misc]
-                # The library's own draws from the global generator: a run resumed within an epoch would go on in
-                # another order, with messages twice and messages never.
-                def __iter__(self) -> Iterator[int]:
-                    epoch = trainer.state.global_step // steps_per_epoch
-                    self.generator = torch.Generator().manual_seed(trainer.args.seed + epoch)
-                    order: Iterator[int] = super().__iter__()
-                    return order
-
-            data = self.train_dataset if train_dataset is None else train_dataset
-            return EpochSampler(self.args.train_batch_size * self.args.gradient_accumulation_steps, dataset=data)
-
-    return WatchfulTrainer
-
-
-def _watch(steps_per_epoch: int, total: int, metric: str, stage: str, listener: Listener) -> Any:
-    """The callback that reports progress, seals checkpoints, saves now and then, and stops when interrupted."""
-    import time
-
-    from transformers import TrainerCallback
-
-    class Watch(TrainerCallback):  # type: ignore[misc]
-        interrupted = False
-
-        def __init__(self) -> None:
-            self.figures: dict[str, float] = {}
-            self.saved_at = time.monotonic()
-
-        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            listener(Progress(stage, state.global_step, total, "step", dict(self.figures)))
-            due = time.monotonic() - self.saved_at > _SAVE_EVERY_S
-            stop, due = _agreed(self.interrupted, due, args, state)
-            # At the end of an epoch it is evaluated and saved in any case.
-            control.should_save = (stop or due) and not self._at_epoch_end(state)
-            if stop:
-                self.interrupted = control.should_training_stop = True
-
-        def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if self.interrupted and not self._at_epoch_end(state):
-                control.should_evaluate = control.should_save = False
-
-        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-            names = {"loss": "loss", f"eval_{metric}": f"val_{metric}", "eval_loss": "val_loss"}
-            self.figures |= {names[name]: float(value) for name, value in (logs or {}).items() if name in names}
-
-        def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            self.saved_at = time.monotonic()
-            if state.is_world_process_zero:
-                seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
-
-        def _at_epoch_end(self, state: Any) -> bool:
-            return bool(state.global_step % steps_per_epoch == 0 or state.global_step == total)
-
-    return Watch()
-
-
-def _agreed(stop: bool, save: bool, args: Any, state: Any) -> tuple[bool, bool]:
-    """What any process wants, the same in all of them: one that stops or saves alone leaves the others waiting.
-
-    Several processes ask each other only now and then, since the answer waits for the GPU.
-    """
-    import torch
-
-    if args.world_size == 1:
-        return stop, save
-    if state.global_step % args.logging_steps:
-        return False, False
-    wishes = torch.tensor([stop, save], dtype=torch.int32, device=args.device)
-    torch.distributed.all_reduce(wishes, op=torch.distributed.ReduceOp.MAX)
-    return bool(wishes[0]), bool(wishes[1])
-
-
-@contextlib.contextmanager
-def _interrupts(watch: Any) -> Iterator[None]:
-    """SIGINT and SIGTERM end the current step and save; a second one interrupts at once."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(number: int, frame: object) -> None:
-        if watch.interrupted:
-            raise KeyboardInterrupt
-        watch.interrupted = True
-
-    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

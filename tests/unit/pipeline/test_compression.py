@@ -168,7 +168,9 @@ def test_the_best_of_several_seeds_stays(prune: Any, tmp_path: Path) -> None:
     weights = {seed: (tmp_path / "work" / f"recovered-{seed}" / "model.safetensors").read_bytes() for seed in seeds}
     assert len(set(weights.values())) == 3
     assert (out / "model.safetensors").read_bytes() == weights[str(info["recovery"]["seed"])]
-    assert len(list((tmp_path / "work").glob("teacher-*/teacher-logits.npy"))) == 1, "all seeds learn from the same answers"
+    assert len(list((tmp_path / "work").glob("teacher-*/teacher-logits.npy"))) == 1, (
+        "all seeds learn from the same answers"
+    )
 
 
 def test_the_whole_vocabulary_stays_where_it_is_asked_for(prune: Any, trained: Path) -> None:

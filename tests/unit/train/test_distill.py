@@ -16,7 +16,8 @@ from deploykit.recipe import Finetune
 from deploykit.runners import Target, infer_all, open_runner
 from deploykit.tasks import find_task
 from deploykit.train.distill import Distillation, Teacher, distillation_loss
-from deploykit.train.finetune import Lesson, finetune
+from deploykit.train.finetune import finetune
+from deploykit.train.lesson import Lesson
 
 TASK = find_task("text-classification")
 

@@ -20,7 +20,7 @@ from deploykit.events import Note, Progress, Warn
 from deploykit.recipe import Finetune
 from deploykit.tasks import find_task
 from deploykit.train import checkpoints
-from deploykit.train import finetune as module
+from deploykit.train import trainer as module
 from deploykit.train.finetune import FinetuneResult, finetune
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs fork and POSIX signals")

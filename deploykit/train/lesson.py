@@ -1,0 +1,78 @@
+"""What a model learns from a teacher: the rows that it answers, those without labels too, and its answers to them."""
+
+from __future__ import annotations
+
+__all__ = ["Lesson", "taught", "unlabelled_rows"]
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deploykit.artifacts.digest import digest_json, digest_tree
+from deploykit.events import Listener
+from deploykit.runners.untrusted import check_checkpoint
+from deploykit.tasks import Task
+from deploykit.train.distill import Distillation, teach
+from deploykit.train.processes import on_cpu, processes
+from deploykit.train.rows import NO_LABEL, Row, training_rows
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """A teacher, and how to learn from it.
+
+    Attributes:
+        teacher: the checkpoint folder of a model of the same task, labels and tokenizer.
+        temperature: that softens the logits.
+        soft_weight: of the teacher's answers; the labels have the rest of 1.
+        hidden_weight: of its last hidden states, which must be as wide; 0 leaves them out.
+        cache: the folder to keep its answers in; the workspace unless told.
+        unlabelled: messages that only the teacher answers. With them an epoch still is as many rows as have labels.
+        copies: altered copies of each row, labelled and not, that only the teacher answers.
+        seed: of the copies.
+    """
+
+    teacher: Path
+    temperature: float = 2.0
+    soft_weight: float = 0.9
+    hidden_weight: float = 5.0
+    cache: Path | None = None
+    unlabelled: Sequence[str] = ()
+    copies: int = 0
+    seed: int = 0
+
+
+def taught(lesson: Lesson, rows: Any, task: Task, pad: Any, workspace: Path, listener: Listener) -> Distillation:
+    """The teacher's answers to the rows, in their order, and what of them to learn.
+
+    Raises:
+        ModelError: the teacher is damaged, unsafe or of another kind.
+    """
+    import torch
+
+    check_checkpoint(lesson.teacher)
+    model = task.load_model(lesson.teacher, attn_implementation="sdpa", dtype=torch.float32)
+    identity = digest_json(dict(digest_tree(lesson.teacher)))
+    device = "cpu" if on_cpu() else processes().device
+    folder = lesson.cache or workspace
+    folder.mkdir(parents=True, exist_ok=True)
+    teacher = teach(model.to(device), rows, task.output, pad, folder, identity=identity, listener=listener)
+    return Distillation(teacher, lesson.temperature, lesson.soft_weight, lesson.hidden_weight)
+
+
+def unlabelled_rows(lesson: Lesson, tokenizer: Any, network: Any, rows: Sequence[Row]) -> list[Row]:
+    """Rows that only the teacher answers: messages without labels, and altered copies of all."""
+    none = [NO_LABEL] * len(lesson.unlabelled)
+    found = training_rows(tokenizer, network, lesson.unlabelled, none) if none else []
+    if lesson.copies:
+        from deploykit.train.augment import altered_rows, nearest_pieces
+
+        plain = [list(row["input_ids"]) for row in (*rows, *found)]
+        used = sorted({piece for row in plain for piece in row})
+        nearest = nearest_pieces(network.get_input_embeddings().weight.detach(), used, tokenizer.all_special_ids)
+        names = [name for name in rows[0] if name not in ("input_ids", "attention_mask", "labels")]
+        for ids in altered_rows(plain, nearest, lesson.copies, lesson.seed):
+            row: Row = {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": NO_LABEL}
+            found.append(row | {name: [0] * len(ids) for name in names})
+    return found
