@@ -179,7 +179,7 @@ def choose_variant(
         info.update({"variant": "fp32", "scheme": "none"})
         return "none: float32 as exported"
     variants = scheme_variants(settings.scheme, settings.fusions)
-    calibration = sampled(data.train.texts, settings.calibration_rows, seed)
+    calibration = _calibration(source, data, settings.calibration_rows, seed, listener)
     targets = task.targets(data.validation.labels or (), data.label_names)
     total = len(variants) * 2 + 1
     with tempfile.TemporaryDirectory(dir=out.parent) as scratch:
@@ -243,6 +243,17 @@ def choose_variant(
     report = reports[chosen]
     counted = ", ".join(f"{count} {kind}" for kind, count in report.products.items()) or "fp16"
     return f"{chosen}: {counted}, {report.float_products} products in float, {report.size_bytes / 1e6:.1f} MB"
+
+
+def _calibration(source: Path, data: LabelledData, rows: int, seed: int, listener: Listener) -> list[str]:
+    """Training messages that static scales are taken from; says what speaks against them."""
+    from deploykit.compress.representative import calibration_doubts
+    from deploykit.runners.tokenize import Encoder
+
+    texts = sampled(data.train.texts, rows, seed)
+    for doubt in calibration_doubts(texts, data.train.labels or (), Encoder(source)):
+        listener(Warn(doubt))
+    return texts
 
 
 @dataclass(frozen=True)
