@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deploykit.errors import ParityError
-from deploykit.parity.verdict import Outcome, Verdict
+from deploykit.parity.verdict import Outcome, Part, Verdict
 from deploykit.runners.anatomy import Precision
 from deploykit.runners.base import Outputs
 
@@ -104,6 +104,7 @@ class _Fault:
     message: str
     remedy: str
     sample: int | None = None
+    part: Part = "model"
 
 
 def tolerance_of(precision: Precision, reference: Outputs) -> float | None:
@@ -139,8 +140,12 @@ def compare_outputs(
         raise ParityError(f"tolerance {tolerance} is not a positive number", "1e-4 is right for fp32")
     n = _sample_count(reference)
     faults = [
-        *(_Fault(f"output {name!r} is missing", _ALIKE) for name in reference if name not in candidate),
-        *(_Fault(f"output {name!r} is not in the reference", _ALIKE) for name in candidate if name not in reference),
+        *(_Fault(f"output {name!r} is missing", _ALIKE, None, "output") for name in reference if name not in candidate),
+        *(
+            _Fault(f"output {name!r} is not in the reference", _ALIKE, None, "output")
+            for name in candidate
+            if name not in reference
+        ),
     ]
     tensors: list[TensorFigures] = []
     by_sample: NDArray[np.float64] | None = None
@@ -183,13 +188,16 @@ def _form_faults(name: str, ours: NDArray[Any], theirs: NDArray[Any]) -> list[_F
     """What is wrong with an output whatever its values' differences."""
     faults = []
     if ours.dtype != theirs.dtype:
-        faults.append(_Fault(f"{name!r} is {theirs.dtype}, not {ours.dtype}", f"cast the output to {ours.dtype}"))
+        message = f"{name!r} is {theirs.dtype}, not {ours.dtype}"
+        faults.append(_Fault(message, f"cast the output to {ours.dtype}", None, "output"))
     if ours.shape != theirs.shape:
         # Of a shorter batch the first sample without a partner is shown; where all have another shape, the first.
         rows = len(theirs) if theirs.ndim else 0
         sample = 0 if rows == len(ours) else min(rows, len(ours) - 1)
         remedy = "check the number of labels and the batch axis of the export"
-        faults.append(_Fault(f"{name!r} has shape {list(theirs.shape)}, not {list(ours.shape)}", remedy, sample))
+        faults.append(
+            _Fault(f"{name!r} has shape {list(theirs.shape)}, not {list(ours.shape)}", remedy, sample, "output")
+        )
     for side, values in (("reference", ours), ("candidate", theirs)):
         finite = np.atleast_1d(_is_finite(values))
         bad = np.flatnonzero(~finite.all(axis=tuple(range(1, finite.ndim))))
@@ -211,14 +219,14 @@ def _value_faults(
         return [_Fault(message, "find what computes it", int(largest.argmax()))]
     if tolerance is not None and largest.max() > tolerance and _is_permuted(ours, theirs, tolerance):
         message = f"{name!r} has the reference's values in another label order"
-        return [_Fault(message, "compare id2label in both config.json", int(largest.argmax()))]
+        return [_Fault(message, "compare id2label in both config.json", int(largest.argmax()), "output")]
     factor = _factor(ours, theirs, tolerance) if tolerance is not None and largest.max() > tolerance else None
     if factor is not None:
         message = f"{name!r} is the reference's times {factor:.4g}"
-        return [_Fault(message, "take the factor, a temperature, out of the graph", int(largest.argmax()))]
+        return [_Fault(message, "take the factor, a temperature, out of the graph", int(largest.argmax()), "output")]
     if tolerance is not None and largest.max() > tolerance and _is_softmax(ours, theirs):
         message = f"{name!r} holds probabilities, the reference's softmax"
-        return [_Fault(message, "export the logits: the softmax comes after them", int(largest.argmax()))]
+        return [_Fault(message, "export the logits: the softmax comes after them", int(largest.argmax()), "output")]
     return []
 
 
@@ -359,6 +367,7 @@ def _conclude(
         unit="absolute difference",
         next_step=_sentence("; ".join(remedies)),
         details=tuple(details),
+        part=next((fault.part for fault in faults if fault.part != "model"), "model"),
     )
     return Fidelity(verdict=verdict, tensors=tensors, worst_sample=worst, by_sample=by_sample)
 

@@ -29,7 +29,7 @@ Metric = Callable[[NDArray[Any], NDArray[Any]], float]
 _CORRECTION = 0.25
 """Pairs that are added against the claim before the score statistic is taken.
 
-Without it a drop of just the margin passes in up to 6.0 % of cases where few pairs are discordant and all for the worse.
+Without it a drop of just the margin passes in up to 6.0 % of cases where few pairs are discordant, all for the worse.
 With a quarter of a pair it is at most 4.9 %, computed exactly for 462 settings: 50 to 3,080 items, margins of 0.5 to 5
 points, 0.5 to 10 % discordant. `benchmarks/parity_statistics.py` simulates the whole gate.
 """

@@ -10,7 +10,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from deploykit.parity.verdict import Verdict, paired_count
+from deploykit.parity.verdict import Part, Verdict, paired_count
 
 INVARIANCE: Final = 1e-5
 """The largest difference of a logit, as a share of the largest logit (or absolute, where that is below 1).
@@ -26,6 +26,8 @@ def judge_invariance(
     others: Sequence[tuple[str, Sequence[int], NDArray[Any]]],
     *,
     limit: float = INVARIANCE,
+    check: str = "answers alone and among others",
+    part: Part = "batching",
 ) -> Verdict:
     """Judge whether messages get the numbers that they get alone when they are given in other ways.
 
@@ -34,6 +36,8 @@ def judge_invariance(
         others: how else they were given, as words; the indices of the messages; and their outputs, in that order.
         limit: the largest difference that passes, as a share of the largest absolute value of `alone`, or absolute
             where that is below 1.
+        check: what the verdict is called.
+        part: what is at fault when it fails.
 
     Raises:
         ParityError: no messages, or not an output for each of them.
@@ -61,7 +65,7 @@ def judge_invariance(
             details.append(f"{words}: {beyond} of {len(rows)} messages differ by up to {worst.max():.3g}, most {at}")
     failed = not finite or largest > limit
     return Verdict(
-        check="answers alone and among others",
+        check=check,
         outcome="fail" if failed else "pass",
         figure=largest,
         bound=None,
@@ -72,5 +76,5 @@ def judge_invariance(
         if failed
         else "",
         details=tuple(details or (f"also: {'; '.join(words for words, _, _ in others)}",)),
-        part="batching",
+        part=part,
     )

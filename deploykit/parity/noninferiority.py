@@ -26,9 +26,10 @@ def judge_drop(
 ) -> Verdict:
     """Judge the drop of a share of right answers on the same items, as a non-inferiority test.
 
-    pass when the upper score bound of the drop is below the margin (with the correction of `drop_is_below`, so that few
-    discordant pairs err as rarely as many); fail when the lower one is above it; otherwise inconclusive, with the number of items that would do at the rates seen. No significant difference is not parity.
-    From 20 discordant pairs on the paired bootstrap has to come to the same, else it is inconclusive.
+    pass when the upper score bound of the drop is below the margin, with the correction of `drop_is_below`, so that few
+    discordant pairs err as rarely as many; fail when the lower one is above it; otherwise inconclusive, with the number
+    of items that would do at the rates seen. No significant difference is not parity. From 20 discordant pairs on the
+    paired bootstrap has to come to the same, else it is inconclusive.
 
     Args:
         reference_correct: bool [n], whether the reference has the item right.

@@ -12,8 +12,8 @@ from typing import Literal, get_args
 from deploykit.errors import ParityError
 
 Outcome = Literal["pass", "fail", "inconclusive"]
-Part = Literal["labels", "tokenizer", "interface", "output", "model", "batching", "server"]
-"""Where between text and answer a check looks: what is at fault when it fails and those before it pass."""
+Part = Literal["labels", "tokenizer", "interface", "chance", "output", "model", "batching", "server"]
+"""Where between text and answer a check looks: the first of these with a failed check is what is at fault."""
 
 
 @dataclass(frozen=True)
