@@ -17,6 +17,7 @@ from deploykit.parity.classification import class_codes, macro_f1
 from deploykit.parity.fidelity import Fidelity, TensorFigures, compare_outputs
 from deploykit.parity.flips import ClassChange, Flips, count_flips, judge_flips
 from deploykit.parity.intervals import bootstrap_drop_upper, paired_drop_upper
+from deploykit.parity.localize import Localization
 from deploykit.parity.noninferiority import discordant_counts, judge_drop
 from deploykit.parity.verdict import Outcome, Verdict, overall, paired_count
 from deploykit.runners.base import Outputs
@@ -88,6 +89,7 @@ class ParityReport(_Model):
     changed: tuple[ChangedSample, ...] = Field(max_length=_CHANGED_SAMPLES, description="worst first")
     instruction_set: str = Field(description="what the verdict holds on: int8 kernels differ elsewhere")
     served: bool = Field(description="whether the candidate answered through a server, from raw text")
+    localized: Localization | None = Field(default=None, description="where a failure begins, and why")
 
     @model_validator(mode="after")
     def _verdict_follows_from_checks(self) -> Self:

@@ -32,6 +32,7 @@ from deploykit.events import Listener, ignore
 from deploykit.export.compatibility import preflight
 from deploykit.latency.measure import Samples, measure, spread_over
 from deploykit.parity.report import ParityReport
+from deploykit.pipeline.localization import with_location
 from deploykit.pipeline.proof import compare_models
 from deploykit.pipeline.stages import choose_variant, package_settings
 from deploykit.recipe import Finetune, Goal, Package, Prune, Quantize
@@ -304,7 +305,7 @@ def parity_alone(
             "neither model says what its labels are called", "compare with the checkpoint folder, which has config.json"
         )
     table = read_rows(data, Columns(*columns))
-    return compare_models(
+    report = compare_models(
         targets[0],
         targets[1],
         list(table.texts),
@@ -317,6 +318,7 @@ def parity_alone(
         confidence=confidence,
         listener=listener,
     )
+    return with_location(report, targets[0], targets[1], table.texts, find_task(task), listener)
 
 
 def bench_alone(

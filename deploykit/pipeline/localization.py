@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["locate"]
+__all__ = ["locate", "with_location"]
 
 import json
 from collections.abc import Sequence
@@ -14,9 +14,11 @@ from numpy.typing import NDArray
 
 from deploykit.compress.vocabulary import is_trimmed
 from deploykit.errors import ModelError
+from deploykit.events import Listener, Warn, ignore
 from deploykit.parity.activations import open_trace
 from deploykit.parity.ends import explain_labels, explain_output, explain_tokens
 from deploykit.parity.localize import Finding, Localization
+from deploykit.parity.report import ParityReport
 from deploykit.parity.walk import walk
 from deploykit.runners import Target, infer_all, open_runner
 from deploykit.runners.tokenize import Encoder
@@ -66,6 +68,35 @@ def locate(
     if labels is not None:
         findings.append(labels)
     return walked.model_copy(update={"findings": tuple(findings)})
+
+
+def with_location(
+    report: ParityReport,
+    reference: Target,
+    candidate: Target,
+    texts: Sequence[str],
+    task: Task,
+    listener: Listener = ignore,
+) -> ParityReport:
+    """A report, and where the failure begins if it is one.
+
+    Args:
+        report: on these two, over these texts.
+        reference: what to live up to.
+        candidate: what differs.
+        texts: the messages.
+        task: what both do.
+        listener: hears why nothing could be found.
+    """
+    if report.verdict != "fail":
+        return report
+    failing = [sample.index for sample in report.changed]
+    try:
+        found = locate(reference, candidate, texts, task, failing=failing)
+    except ModelError as error:
+        listener(Warn(f"the failure can't be located: {error}"))
+        return report
+    return report.model_copy(update={"localized": found})
 
 
 def _samples(texts: Sequence[str], failing: Sequence[int]) -> list[int]:
