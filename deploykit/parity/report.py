@@ -10,7 +10,7 @@ from typing import Literal, Self, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from deploykit.errors import ParityError
 from deploykit.parity.calibration import Calibration, compare_calibration, judge_calibration
@@ -18,6 +18,7 @@ from deploykit.parity.classification import class_codes, macro_f1
 from deploykit.parity.fidelity import Fidelity, TensorFigures, compare_outputs
 from deploykit.parity.flips import ClassChange, Flips, count_flips, judge_flips
 from deploykit.parity.intervals import bootstrap_drop_upper, paired_drop_upper
+from deploykit.parity.localize import Localization
 from deploykit.parity.noninferiority import discordant_counts, judge_drop
 from deploykit.parity.verdict import Outcome, Part, Verdict, overall, paired_count
 from deploykit.runners.anatomy import Precision
@@ -107,7 +108,7 @@ class ParityReport(_Model):
     served: bool = Field(description="whether the candidate answered through a server, from raw text")
     basis: Basis | None = Field(None, description="what was compared, and what was asked of it")
     calibration: Calibration | None = Field(None, description="how sure both are of their answers")
-    finding: JsonValue = Field(None, description="where in the model the first unexplained difference is")
+    localized: Localization | None = Field(default=None, description="where a failure begins, and why")
 
     @model_validator(mode="after")
     def _verdict_follows_from_checks(self) -> Self:

@@ -33,6 +33,7 @@ from deploykit.export.compatibility import preflight
 from deploykit.latency.measure import Samples, measure, spread_over
 from deploykit.parity.report import ParityReport
 from deploykit.pipeline.comparison import Question, compare_models
+from deploykit.pipeline.localization import with_location
 from deploykit.pipeline.measuring import OutputCache
 from deploykit.pipeline.pairs import labels_or_error, pair_from_text, tokenizer_folder
 from deploykit.pipeline.stages import choose_variant, package_settings
@@ -300,7 +301,7 @@ def parity_alone(
     nameless = columns[1] is None and first.kind == second.kind == "triton"
     labels = labels_or_error(first, second, needed=not nameless)
     table = read_rows(data, Columns(*columns))
-    return compare_models(
+    report = compare_models(
         first,
         second,
         list(table.texts),
@@ -315,6 +316,7 @@ def parity_alone(
         cache=None if cache is None else OutputCache(cache),
         listener=listener,
     )
+    return with_location(report, first, second, table.texts, find_task(task), listener)
 
 
 def bench_alone(

@@ -20,6 +20,7 @@ from deploykit.parity.invariance import judge_invariance
 from deploykit.parity.report import build_report
 from deploykit.parity.verdict import Verdict
 from deploykit.pipeline.context import Context
+from deploykit.pipeline.localization import with_location
 from deploykit.pipeline.measuring import ModelOutputs, Steps, padded_batches, run_target, try_target
 from deploykit.pipeline.pairs import judge_forms, labels_of
 from deploykit.pipeline.probes import Asked, ask_in_company, make_probes
@@ -99,6 +100,8 @@ def prove(context: Context, draft: Draft) -> str:
         confidence=goal.confidence,
         checks=checks,
     )
+    whole = not any(check.outcome == "fail" and check.check.startswith("float32") for check in checks)
+    report = with_location(report, converted, final_target if whole else plain, texts, task, listener)
     (draft.path / "parity.json").write_text(report.model_dump_json(indent=1), encoding="utf-8")
     fp32_metric = task.metrics(fp32.outputs, targets)[task.metric]
     draft.info.update({"verdict": report.verdict, "fp32_onnx": float(fp32_metric), "engine": engine, **served_info})
