@@ -60,10 +60,10 @@ def prove(context: Context, draft: Draft) -> str:
     probes = make_probes(Encoder(finetuned))
     gpu = package_settings(context.recipe.package).device == "gpu"
     on = partial(Target, task=task.name, device="cuda" if gpu else "cpu")  # where it is served
-    whole, converted = on("torch", str(finetuned)), on("torch", str(context.checkpoint))
+    tuned, converted = on("torch", str(finetuned)), on("torch", str(context.checkpoint))
     plain = on("onnxruntime", str(exported))
     final_target = on("onnxruntime", str(shipped), threads=context.recipe.package.threads)
-    reference = run_target(whole, texts, task, labels, batches, steps)
+    reference = run_target(tuned, texts, task, labels, batches, steps)
     source = run_target(converted, texts, task, labels, batches, steps) if pruned else reference
     fp32 = run_target(plain, texts, task, labels, batches, steps)
     in_process = run_target(final_target, texts, task, labels, singles, steps)
@@ -71,7 +71,7 @@ def prove(context: Context, draft: Draft) -> str:
     hard, plain_hard = (run_target(each, probes.texts, task, labels, probes.batches) for each in (converted, plain))
     on_hard = _fidelity(hard, plain_hard, task, f"float32 ONNX against {weights} on hard texts", "fp32")
     checks = [
-        *judge_forms(whole, final_target, labels, labels_of(final_target), [*texts, *probes.texts]),
+        *judge_forms(tuned, final_target, labels, labels_of(final_target), [*texts, *probes.texts]),
         _fidelity(source, fp32, task, f"float32 ONNX against {weights}", "fp32", exact_answers=True),
         replace(on_hard, details=(*on_hard.details, f"texts: {', '.join(probes.names)}")),
         *_check_form(
