@@ -91,6 +91,9 @@ def command(
         if check.outcome != "pass":
             for line in (*check.details, check.next_step):
                 click.echo(f"  {check.check}: {line}")
+    for finding in found.localized.findings if found.localized else ():
+        click.echo(f"  where: {finding.name}: {finding.cause}")
+        click.echo(f"  what to do: {finding.next_step}")
     for sample in found.changed[:5]:
         click.echo(f"  changed: {sample.text!r}: {sample.reference} -> {sample.candidate}")
     click.secho(f"verdict: {found.statement} ({found.n:,} messages)", bold=True)

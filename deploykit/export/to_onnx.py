@@ -23,6 +23,7 @@ from deploykit.errors import ExportError, ModelError
 from deploykit.events import Listener, Progress, Warn, ignore
 from deploykit.export.compatibility import preflight
 from deploykit.export.lean import make_lean
+from deploykit.export.modules import record_modules, values_from_scopes
 from deploykit.runners.onnx_runner import open_session, session_errors
 from deploykit.runners.tokenize import Encoder
 from deploykit.runners.untrusted import check_checkpoint
@@ -143,6 +144,7 @@ def _graphs(
     _exported(model, output, opset).save(path)
     listener(Progress("export", 1, 4, "graph"))
     plain = onnx.load(path)
+    modules = values_from_scopes(plain, "model.")
     if _opset_of(plain) != opset:  # the exporter's version converter gives up in silence, with operators of both
         raise ExportError(
             f"PyTorch exported opset {_opset_of(plain)} where {opset} was asked for",
@@ -157,6 +159,7 @@ def _graphs(
     for graph in (plain, fused):
         if graph is not None:
             _make_anonymous(graph)
+            record_modules(graph, modules)
     listener(Progress("export", 2, 4, "graph"))
     return plain, fused
 

@@ -72,6 +72,7 @@ def compare_answers(
         unit="items",
         next_step=_next_step(answers) if differing else "",
         details=tuple(details),
+        part="server",
     )
     return Identity(verdict=verdict, answers=answers, logits=logits, max_difference=max_difference)
 

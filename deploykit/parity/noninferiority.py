@@ -4,14 +4,16 @@ from __future__ import annotations
 
 __all__ = ["discordant_counts", "items_needed", "judge_drop"]
 
-import math
-
 import numpy as np
 from numpy.typing import NDArray
 
 from deploykit.errors import ParityError
-from deploykit.parity.intervals import normal_quantile, paired_drop_lower, paired_drop_upper, paired_drop_variance
+from deploykit.parity.intervals import drop_is_below, paired_drop_bootstrap, paired_drop_lower, paired_drop_upper
 from deploykit.parity.verdict import Outcome, Verdict, about, paired_count
+
+_SEARCH_LIMIT = 1_000_000_000
+_ENOUGH_FOR_BOOTSTRAP = 20
+"""Discordant pairs from which on the bootstrap has a say; below it collapses."""
 
 
 def judge_drop(
@@ -24,8 +26,10 @@ def judge_drop(
 ) -> Verdict:
     """Judge the drop of a share of right answers on the same items, as a non-inferiority test.
 
-    pass when the upper score bound of the drop is below the margin; fail when the lower one is above it; otherwise
-    inconclusive, with the number of items that would do at the rates seen. No significant difference is not parity.
+    pass when the upper score bound of the drop is below the margin, with the correction of `drop_is_below`, so that few
+    discordant pairs err as rarely as many; fail when the lower one is above it; otherwise inconclusive, with the number
+    of items that would do at the rates seen. No significant difference is not parity. From 20 discordant pairs on the
+    paired bootstrap has to come to the same, else it is inconclusive.
 
     Args:
         reference_correct: bool [n], whether the reference has the item right.
@@ -43,7 +47,24 @@ def judge_drop(
     drop = (b - c) / n
     upper = paired_drop_upper(b, c, n, confidence)
     lower = paired_drop_lower(b, c, n, confidence)
-    outcome: Outcome = "pass" if upper < margin else "fail" if lower > margin else "inconclusive"
+    outcome = _outcome(lower, upper, margin)
+    if outcome == "pass" and not drop_is_below(margin, b, c, n, confidence):
+        outcome = "inconclusive"
+    if outcome == "fail" and not drop_is_below(-margin, c, b, n, confidence):
+        outcome = "inconclusive"
+    details = [
+        f"{b} right to wrong, {c} wrong to right of {n}",
+        f"one-sided {100 * confidence:g} % bounds of the drop: {_points(lower)} and {_points(upper)}",
+    ]
+    next_step = _next_step(outcome, drop, margin, n, items_needed(b, c, n, margin, confidence))
+    if b + c >= _ENOUGH_FOR_BOOTSTRAP:
+        low, high = paired_drop_bootstrap(b, c, n, confidence)
+        second = _outcome(low, high, margin)
+        details.append(f"by the paired bootstrap: {_points(low)} and {_points(high)}")
+        if second != outcome:
+            details.append(f"the score bound says {outcome}, the bootstrap {second}")
+            outcome = "inconclusive"
+            next_step = "The two bounds lie on both sides of the margin: it is too close to call on these items."
     return Verdict(
         check=f"{metric} drop",
         outcome=outcome,
@@ -52,12 +73,13 @@ def judge_drop(
         limit=margin,
         n=n,
         unit="fraction",
-        next_step=_next_step(outcome, drop, margin, n, items_needed(b, c, n, margin, confidence)),
-        details=(
-            f"{b} right to wrong, {c} wrong to right of {n}",
-            f"one-sided {100 * confidence:g} % bounds of the drop: {_points(lower)} and {_points(upper)}",
-        ),
+        next_step=next_step,
+        details=tuple(details),
     )
+
+
+def _outcome(lower: float, upper: float, margin: float) -> Outcome:
+    return "pass" if upper < margin else "fail" if lower > margin else "inconclusive"
 
 
 def discordant_counts(
@@ -80,13 +102,28 @@ def discordant_counts(
 def items_needed(b: int, c: int, n: int, margin: float, confidence: float = 0.95) -> int | None:
     """How many items would pass at the rates seen; None when the drop is not below the margin, so that none would.
 
-    The score statistic at the margin grows with the square root of n while the rates stay (`paired_drop_variance`).
+    Raises:
+        ParityError: counts that don't fit, or a confidence out of range.
     """
-    drop = (b - c) / n
-    if drop >= margin:
+    if (b - c) / n >= margin:
         return None
-    z = normal_quantile(confidence)
-    return math.floor(z * z * paired_drop_variance(b / n, c / n, margin) / (margin - drop) ** 2) + 1
+
+    def passes(items: int) -> bool:
+        return drop_is_below(margin, b * items / n, c * items / n, items, confidence)
+
+    enough = 1
+    while not passes(enough):
+        enough *= 2
+        if enough > _SEARCH_LIMIT:
+            return None
+    too_few = enough // 2
+    while enough - too_few > 1:
+        middle = (enough + too_few) // 2
+        if passes(middle):
+            enough = middle
+        else:
+            too_few = middle
+    return enough
 
 
 def _next_step(outcome: Outcome, drop: float, margin: float, n: int, needed: int | None) -> str:

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-__all__ = ["ChangedSample", "MacroF1", "ParityReport", "Predictions", "build_report"]
+__all__ = ["ALONE", "Basis", "ChangedSample", "MacroF1", "ParityReport", "Predictions", "build_report"]
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Literal, Self, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from deploykit.errors import ParityError
+from deploykit.parity.calibration import Calibration, compare_calibration, judge_calibration
 from deploykit.parity.classification import class_codes, macro_f1
 from deploykit.parity.fidelity import Fidelity, TensorFigures, compare_outputs
 from deploykit.parity.flips import ClassChange, Flips, count_flips, judge_flips
 from deploykit.parity.intervals import bootstrap_drop_upper, paired_drop_upper
+from deploykit.parity.localize import Localization
 from deploykit.parity.noninferiority import discordant_counts, judge_drop
-from deploykit.parity.verdict import Outcome, Verdict, overall, paired_count
+from deploykit.parity.verdict import Outcome, Part, Verdict, overall, paired_count
+from deploykit.runners.anatomy import Precision
 from deploykit.runners.base import Outputs
 
 _CHANGED_SAMPLES = 50
+ALONE = "fidelity"
+"""The check that compares numbers message by message, each alone."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,19 @@ class ChangedSample(_Model):
     reference: str = Field(description="the reference's answer")
     candidate: str = Field(description="the candidate's answer")
     label: str | None = Field(description="the right answer, where known")
+
+
+class Basis(_Model):
+    """What was compared, and what was asked of it."""
+
+    question: Literal["fidelity", "equivalence"] = Field(
+        description="the same weights in another form, whose numbers must agree; or another model, as good at the task"
+    )
+    reference: str
+    candidate: str
+    precision: Precision | None = Field(description="the coarser of the two; null where a server hides it")
+    tolerance_source: str = Field(description="what the tolerance on the numbers rests on; empty where none is judged")
+    batch_dependent: bool = Field(description="whether activations' scales are taken over the batch")
 
 
 class MacroF1(_Model):
@@ -88,12 +106,51 @@ class ParityReport(_Model):
     changed: tuple[ChangedSample, ...] = Field(max_length=_CHANGED_SAMPLES, description="worst first")
     instruction_set: str = Field(description="what the verdict holds on: int8 kernels differ elsewhere")
     served: bool = Field(description="whether the candidate answered through a server, from raw text")
+    basis: Basis | None = Field(None, description="what was compared, and what was asked of it")
+    calibration: Calibration | None = Field(None, description="how sure both are of their answers")
+    localized: Localization | None = Field(default=None, description="where a failure begins, and why")
 
     @model_validator(mode="after")
     def _verdict_follows_from_checks(self) -> Self:
         if self.verdict != overall(self.checks):
             raise ValueError(f"the verdict {self.verdict!r} is not what the checks give")
         return self
+
+    @property
+    def suspect(self) -> Part | None:
+        """What between text and answer is at fault; None where no check failed.
+
+        Numbers that differ only among other messages point at the batch, not at the weights.
+        """
+        failed = [check for check in self.checks if check.outcome == "fail"]
+        parts = {check.part for check in failed}
+        alone = next((check.outcome for check in self.checks if check.check == ALONE), None)
+        if alone == "pass" and "batching" in parts:
+            parts -= {"model"}
+        return next((part for part in get_args(Part) if part in parts), None)
+
+    @property
+    def proved(self) -> tuple[str, ...]:
+        """What the checks that passed say, with bounds, a sentence each; what it does not cover is in `statement`."""
+        passed = {check.check: check for check in self.checks if check.outcome == "pass"}
+        sure = f"With {100 * self.confidence:g} % confidence"
+        said = []
+        drop = passed.get(f"{self.metric} drop")
+        if drop is not None and self.drop_upper is not None:
+            said.append(
+                f"{sure} the {self.metric} fell by less than {100 * max(self.drop_upper, 0):.2f} points "
+                f"(seen: {100 * (self.drop or 0):.2f}), on {self.n:,} messages."
+            )
+        if "changed answers" in passed:
+            said.append(f"{sure} at most {100 * self.flips_upper:.2f} % of answers changed ({self.flips:,} did).")
+        alone = passed.get(ALONE)
+        if alone is not None and alone.limit is not None:
+            said.append(f"No logit differs by more than {alone.limit:.2g} ({alone.figure:.2g} at most).")
+        if "answers alone and among others" in passed:
+            said.append("An answer does not depend on the other messages of its batch, their order or padding.")
+        if "every batch size and length" in passed:
+            said.append(f"Batches and lengths were tried: {passed['every batch size and length'].details[0]}.")
+        return tuple(said)
 
     @property
     def statement(self) -> str:
@@ -114,8 +171,12 @@ def build_report(
     margin: float | None = None,
     max_flips: float | None = None,
     tolerance: float | None = None,
+    relative_rms: float | None = None,
+    calibration_limit: float | None = None,
     confidence: float = 0.95,
     checks: Sequence[Verdict] = (),
+    basis: Basis | None = None,
+    unchecked: Sequence[str] = (),
 ) -> ParityReport:
     """Compare two models' predictions on the same messages and judge them.
 
@@ -130,8 +191,12 @@ def build_report(
         margin: the drop of the metric that is too much; judged where both sides have `correct`.
         max_flips: the rate of changed answers that passes; None reports it only.
         tolerance: for the outputs, where both sides have them (see `compare_outputs`); None judges form and NaN only.
+        relative_rms: for the outputs, all together (see `compare_outputs`).
+        calibration_limit: how far the mean confidence may move; None reports it only.
         confidence: of every one-sided bound.
         checks: verdicts made elsewhere on the same models (labels, tokenizer, identity).
+        basis: what was compared, for the report.
+        unchecked: what else was not judged, and why.
 
     Raises:
         ParityError: nothing to compare, nothing that judges the answers (no labels, flip limit or tolerance), sides of
@@ -140,7 +205,8 @@ def build_report(
     n = paired_count("answers", reference.answers, candidate.answers)
     paired_count("texts and answers", texts, reference.answers)
     correct = _correct(reference, candidate, labels, n)
-    fidelity = _fidelity(reference, candidate, tolerance, n)
+    fidelity = _fidelity(reference, candidate, tolerance, relative_rms, n)
+    calibration = _calibration(reference, candidate, correct, confidence)
     flips = count_flips(
         reference.answers,
         candidate.answers,
@@ -157,6 +223,8 @@ def build_report(
         max_flips=max_flips,
         confidence=confidence,
     )
+    if calibration is not None and calibration_limit is not None:
+        judged.append(judge_calibration(calibration, calibration_limit, n))
     if not judged and tolerance is None:
         raise ParityError(
             "nothing judges the answers: no margin with labels, no flip limit, no tolerance",
@@ -166,7 +234,7 @@ def build_report(
     b, c = (None, None) if correct is None else discordant_counts(*correct)[:2]
     return ParityReport(
         verdict=overall(verdicts),
-        unchecked=_unchecked(correct is not None, margin, metric),
+        unchecked=tuple(unchecked) or _unchecked(correct is not None, margin, metric),
         n=n,
         metric=metric,
         reference=None if correct is None else float(correct[0].mean()),
@@ -187,7 +255,27 @@ def build_report(
         changed=_changed_samples(flips, texts, reference, candidate, labels),
         instruction_set=instruction_set,
         served=served,
+        basis=basis,
+        calibration=calibration,
     )
+
+
+def _calibration(
+    reference: Predictions,
+    candidate: Predictions,
+    correct: tuple[NDArray[np.bool_], NDArray[np.bool_]] | None,
+    confidence: float,
+) -> Calibration | None:
+    """How sure both are, where both have the logits of a class each."""
+    if reference.outputs is None or candidate.outputs is None:
+        return None
+    ours, theirs = reference.outputs.get("logits"), candidate.outputs.get("logits")
+    comparable = ours is not None and theirs is not None and ours.ndim == 2 and ours.shape == theirs.shape
+    if ours is None or theirs is None or not comparable or ours.dtype.kind != "f" or theirs.dtype.kind != "f":
+        return None
+    if not (np.isfinite(ours).all() and np.isfinite(theirs).all()):
+        return None
+    return compare_calibration(ours, theirs, correct, confidence)
 
 
 def _correct(
@@ -204,14 +292,16 @@ def _correct(
     return reference.correct, candidate.correct
 
 
-def _fidelity(reference: Predictions, candidate: Predictions, tolerance: float | None, n: int) -> Fidelity | None:
+def _fidelity(
+    reference: Predictions, candidate: Predictions, tolerance: float | None, relative_rms: float | None, n: int
+) -> Fidelity | None:
     if reference.outputs is None and candidate.outputs is None:
         if tolerance is not None:
             raise ParityError("a tolerance, but no outputs to hold it against", "pass the outputs of both")
         return None
     if reference.outputs is None or candidate.outputs is None:
         raise ParityError("outputs of one side only", "pass the outputs of both, or neither")
-    fidelity = compare_outputs(reference.outputs, candidate.outputs, tolerance)
+    fidelity = compare_outputs(reference.outputs, candidate.outputs, tolerance, relative_rms=relative_rms)
     if fidelity.verdict.n != n:
         raise ParityError(f"outputs of {fidelity.verdict.n} samples for {n} answers")
     return fidelity

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Outcome", "Verdict", "about", "overall", "paired_count"]
+__all__ = ["Outcome", "Part", "Verdict", "about", "overall", "paired_count"]
 
 import math
 from collections.abc import Iterable, Sized
@@ -12,6 +12,8 @@ from typing import Literal, get_args
 from deploykit.errors import ParityError
 
 Outcome = Literal["pass", "fail", "inconclusive"]
+Part = Literal["labels", "tokenizer", "interface", "chance", "output", "model", "batching", "server"]
+"""Where between text and answer a check looks: the first of these with a failed check is what is at fault."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,7 @@ class Verdict:
         unit: of figure, bound and limit: `fraction`, `items`, `absolute difference`.
         next_step: what to do about it, in words; empty on a pass.
         details: the evidence, a line each.
+        part: where between text and answer it looks.
 
     Raises:
         ParityError: n below 1, a figure, bound or limit that is not finite, or a pass without a figure:
@@ -43,6 +46,7 @@ class Verdict:
     unit: str
     next_step: str = ""
     details: tuple[str, ...] = ()
+    part: Part = "model"
 
     def __post_init__(self) -> None:
         if self.outcome not in get_args(Outcome):

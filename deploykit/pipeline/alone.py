@@ -27,12 +27,15 @@ from deploykit.artifacts.digest import digest_json, digest_tree
 from deploykit.data.dataset import LabelledData, hold_out, load_training_data
 from deploykit.data.readers import read_rows
 from deploykit.data.table import Columns
-from deploykit.errors import ModelError, ParityError, UsageError
+from deploykit.errors import ModelError, UsageError
 from deploykit.events import Listener, ignore
 from deploykit.export.compatibility import preflight
 from deploykit.latency.measure import Samples, measure, spread_over
 from deploykit.parity.report import ParityReport
-from deploykit.pipeline.proof import compare_models
+from deploykit.pipeline.comparison import Question, compare_models
+from deploykit.pipeline.localization import with_location
+from deploykit.pipeline.measuring import OutputCache
+from deploykit.pipeline.pairs import labels_or_error, pair_from_text, tokenizer_folder
 from deploykit.pipeline.stages import choose_variant, package_settings
 from deploykit.recipe import Finetune, Goal, Package, Prune, Quantize
 from deploykit.runners import Target, target_from_text
@@ -272,53 +275,50 @@ def parity_alone(
     confidence: float,
     tokenizer: Path | None,
     task: str,
+    question: Question = "auto",
+    cache: Path | None = None,
     listener: Listener = ignore,
 ) -> ParityReport:
     """Compare two models on a data file.
 
     Args:
-        reference: what to live up to: a folder, an .onnx file, or a server's URL.
+        reference: what to live up to: a folder, an .onnx file, a model's folder in a repository, or a server's URL.
         candidate: what is on trial, likewise.
         data: a data reference.
         columns: of the message and of the label; None for the label compares without the metric.
         max_drop: the drop of the metric that is too much.
         max_flips: the rate of changed answers that is too much.
-        tolerance: the difference of logits that is too much.
+        tolerance: the difference of logits that is too much; what the precision explains unless told.
         confidence: of the one-sided bounds.
         tokenizer: the tokenizer's folder of a bare .onnx file; the other model's own unless told.
         task: its name.
+        question: see `compare_models`.
+        cache: the folder that keeps PyTorch's outputs; None keeps none.
         listener: hears of progress.
 
     Raises:
         ParityError: neither side says what its labels are called.
     """
-    targets = [target_from_text(text, task=task) for text in (reference, candidate)]
-    folders = [path for target in targets if (path := _model_folder(target)) is not None]
-    with_tokenizer = [path for path in folders if (path / "tokenizer.json").is_file()]
-    spare = tokenizer or (with_tokenizer[0] if with_tokenizer else None)
-    targets = [
-        replace(target, tokenizer=str(spare)) if _lacks_tokenizer(target) and spare is not None else target
-        for target in targets
-    ]
-    named = [path for path in folders if (path / "config.json").is_file()]
-    if not named and not (columns[1] is None and all(target.kind == "triton" for target in targets)):
-        raise ParityError(
-            "neither model says what its labels are called", "compare with the checkpoint folder, which has config.json"
-        )
+    first, second = pair_from_text(reference, candidate, task=task, tokenizer=tokenizer)
+    nameless = columns[1] is None and first.kind == second.kind == "triton"
+    labels = labels_or_error(first, second, needed=not nameless)
     table = read_rows(data, Columns(*columns))
-    return compare_models(
-        targets[0],
-        targets[1],
+    report = compare_models(
+        first,
+        second,
         list(table.texts),
         table.labels,
         find_task(task),
-        labels=labels_from_folder(named[0]) if named else (),
+        labels=labels,
         max_drop=max_drop,
         max_flips=max_flips,
         tolerance=tolerance,
         confidence=confidence,
+        question=question,
+        cache=None if cache is None else OutputCache(cache),
         listener=listener,
     )
+    return with_location(report, first, second, table.texts, find_task(task), listener)
 
 
 def bench_alone(
@@ -348,13 +348,5 @@ def bench_alone(
     return measure(found, spread_over(texts, messages), blocks=blocks, warmup=warmup, listener=listener)
 
 
-def _model_folder(target: Target) -> Path | None:
-    if target.kind == "triton":
-        return None
-    path = Path(target.location)
-    return path if path.is_dir() else path.parent
-
-
 def _lacks_tokenizer(target: Target) -> bool:
-    folder = _model_folder(target)
-    return folder is not None and not (folder / "tokenizer.json").is_file()
+    return target.kind != "triton" and tokenizer_folder(target) is None

@@ -123,7 +123,13 @@ def refuse_surrogates(messages: Sequence[str]) -> None:
 
 
 def max_length_from_folder(folder: Path) -> int:
-    """The length to truncate to: the tokenizer's `model_max_length` or the model's positions, whichever is less."""
+    """The length to truncate to: the tokenizer's `model_max_length` or the model's positions, whichever is less.
+
+    A text entry in a Triton package has it in its `entry.json`.
+    """
+    packaged = _json(folder / "entry.json").get("max_length")
+    if packaged is not None:
+        return int(packaged)
     length = int(_json(folder / "tokenizer_config.json").get("model_max_length") or _UNSET_LENGTH)
     config = _json(folder / "config.json")
     positions = int(config.get("max_position_embeddings") or (512 if length >= _UNSET_LENGTH else length))
@@ -135,7 +141,7 @@ def max_length_from_folder(folder: Path) -> int:
 
 def pad_id_from_folder(folder: Path, tokenizer: Tokenizer) -> int:
     """The padding token's id."""
-    pad_id = _json(folder / "config.json").get("pad_token_id")
+    pad_id = _json(folder / "config.json").get("pad_token_id", _json(folder / "entry.json").get("pad_id"))
     if pad_id is not None:
         return int(pad_id)
     token = _json(folder / "tokenizer_config.json").get("pad_token")

@@ -8,6 +8,7 @@ config.json alone describes it and plain `from_pretrained` loads it. Else the sh
 from __future__ import annotations
 
 __all__ = [
+    "KEPT_KEY",
     "LayerPlan",
     "LayerShape",
     "PruningPlan",
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 PLAN_KEY = "deploykit_plan"
+KEPT_KEY = "deploykit_kept_layers"
+"""In config.json: which layers of the unpruned model stayed, by number; loading does not need it."""
 
 
 @dataclass(frozen=True)
@@ -260,6 +263,8 @@ def _name_heads(layer: LayerShape, heads: int, size: int) -> None:
 
 def _describe(model: PreTrainedModel, plan: PruningPlan, full: tuple[int, int]) -> None:
     config = model.config
+    before = getattr(config, KEPT_KEY, None)
+    setattr(config, KEPT_KEY, [before[kept.layer] if before else kept.layer for kept in plan.layers])
     counts = [(len(layer.heads), len(layer.columns)) for layer in plan.layers]
     _set(config, ("num_hidden_layers", "n_layers"), len(counts))
     uniform = len(set(counts)) == 1

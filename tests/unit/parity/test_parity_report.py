@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from deploykit.errors import ParityError
-from deploykit.parity.fidelity import judge_labels
+from deploykit.parity.contract import judge_labels
 from deploykit.parity.intervals import clopper_pearson_upper, paired_drop_upper
 from deploykit.parity.report import ParityReport, Predictions, build_report
 

@@ -1,0 +1,330 @@
+"""Proves or refutes that one model answers like another: any two targets, on any messages."""
+
+from __future__ import annotations
+
+__all__ = ["Question", "compare_models"]
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deploykit.events import Listener, ignore
+from deploykit.machine import instruction_set
+from deploykit.parity.calibration import CALIBRATION_LIMIT
+from deploykit.parity.contract import judge_epsilons, judge_interface
+from deploykit.parity.fidelity import RELATIVE_RMS, TOLERANCES, compare_outputs, tolerance_of
+from deploykit.parity.flips import judge_flips
+from deploykit.parity.invariance import INVARIANCE, judge_invariance
+from deploykit.parity.report import Basis, ParityReport, build_report
+from deploykit.parity.verdict import Verdict
+from deploykit.pipeline.measuring import ModelOutputs, OutputCache, Steps, padded_batches, run_target, try_target
+from deploykit.pipeline.pairs import architecture_of, judge_forms, labels_of, tokenizer_folder
+from deploykit.pipeline.probes import Asked, Company, ask_in_company, make_probes
+from deploykit.runners import Target, open_runner
+from deploykit.runners.anatomy import Anatomy, Precision, anatomy_of, coarser
+from deploykit.runners.tokenize import Encoder
+from deploykit.tasks import Task
+
+Question = Literal["auto", "fidelity", "equivalence"]
+
+_SERVED_BATCH = 8
+"""What any package takes as one request."""
+_LARGEST_BATCH = 64
+_EXTRA = 480
+"""Messages that are asked beside the data, about: for the bar."""
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """What both gave: the data in padded batches, the candidate's alone too, and the texts chosen to break it."""
+
+    reference: ModelOutputs
+    alone: ModelOutputs
+    together: ModelOutputs
+    hard_reference: ModelOutputs
+    hard: ModelOutputs
+    probes: Asked
+    company: Company
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What a comparison rests on.
+
+    Attributes:
+        basis: as the report says it.
+        precision: the coarser of both sides; None where one is not known.
+        tolerance: on single logits.
+        relative_rms: on all of them together.
+        scales_by_batch: whether the candidate's answers may depend on its batch.
+    """
+
+    basis: Basis
+    precision: Precision | None
+    tolerance: float | None
+    relative_rms: float | None
+    scales_by_batch: bool
+
+
+def compare_models(
+    reference: Target,
+    candidate: Target,
+    texts: Sequence[str],
+    label_texts: Sequence[str] | None,
+    task: Task,
+    *,
+    labels: Sequence[str],
+    max_drop: float,
+    max_flips: float | None = None,
+    tolerance: float | None = None,
+    confidence: float = 0.95,
+    question: Question = "auto",
+    cache: OutputCache | None = None,
+    listener: Listener = ignore,
+) -> ParityReport:
+    """Prove or refute that a candidate answers like its reference: any two targets.
+
+    Args:
+        reference: what to live up to.
+        candidate: what is on trial.
+        texts: the messages.
+        label_texts: their right labels; None checks behaviour without the metric, and so do labels that the model does
+            not know.
+        task: what both do.
+        labels: the reference's labels in index order.
+        max_drop: the drop of the metric that is too much.
+        max_flips: the rate of changed answers that passes; None reports it only (where there are labels).
+        tolerance: on single logits; None takes what the coarser precision of the two explains.
+        confidence: of the one-sided bounds.
+        question: `fidelity` for the same weights in another form, whose numbers have to agree; `equivalence` for
+            another model, held to the task alone; `auto` asks for fidelity where both config.json describe weights of
+            the same shapes, or one has none.
+        cache: where PyTorch's outputs are kept.
+        listener: hears of progress.
+
+    Raises:
+        ModelError: the reference can't be loaded or run, or the candidate can't be loaded.
+        ParityError: there is nothing to compare.
+    """
+    anatomies = anatomy_of(reference), anatomy_of(candidate)
+    # Each model's answers have the names that its own files give them: a label permuted on the way is wrong though its
+    # logits are right.
+    named = labels_of(candidate)
+    own = labels if named is None else named
+    measured = _measure(reference, candidate, texts, task, labels, own, anatomies, cache, listener)
+    asked = _asked(reference, candidate, anatomies, question, tolerance, measured.reference.outputs[task.output])
+    folder = tokenizer_folder(candidate)
+    encodable = [*texts, *measured.probes.texts]
+    checks = judge_forms(reference, candidate, labels, named, encodable) if folder is not None else (
+        judge_forms(reference, candidate, labels, named, texts)
+    )  # fmt: skip
+    checks += _form_checks(anatomies, measured, asked, task)
+    checks += _number_checks(measured, asked, task)
+    limit = max_drop if max_flips is None else max_flips
+    padded = judge_flips(measured.alone.answers, measured.together.answers, limit, confidence)
+    checks.append(replace(padded, check="answers in padded batches against given singly", part="batching"))
+    unknown = _unknown_labels(label_texts, labels)
+    targets = None if label_texts is None or unknown else task.targets(label_texts, labels)
+    if targets is None and max_flips is None:
+        max_flips = max_drop
+    right = None if targets is None else [labels[index] for index in targets]
+    return build_report(
+        measured.reference.predictions(task, targets, with_outputs=True),
+        replace(
+            measured.alone.predictions(task, None, with_outputs=True),
+            correct=None
+            if right is None
+            else np.array([a == b for a, b in zip(measured.alone.answers, right, strict=True)]),
+        ),
+        texts,
+        instruction_set=instruction_set(),
+        served=candidate.kind == "triton",
+        labels=label_texts if targets is not None else None,
+        metric=task.metric,
+        margin=max_drop if targets is not None else None,
+        max_flips=max_flips,
+        tolerance=asked.tolerance,
+        relative_rms=asked.relative_rms,
+        calibration_limit=None if asked.precision is None or asked.basis.question != "fidelity" else (
+            CALIBRATION_LIMIT.get(asked.precision)
+        ),
+        confidence=confidence,
+        checks=checks,
+        basis=asked.basis,
+        unchecked=unknown,
+    )  # fmt: skip
+
+
+def _unknown_labels(label_texts: Sequence[str] | None, labels: Sequence[str]) -> tuple[str, ...]:
+    """Why the metric is not checked though the data has labels."""
+    strange = sorted(set(label_texts or ()) - set(labels))
+    if not strange:
+        return ()
+    count = sum(label in set(strange) for label in label_texts or ())
+    shown = ", ".join(strange[:3]) + (", ..." if len(strange) > 3 else "")
+    return (f"the metric is not checked: the model does not know the labels of {count:,} messages ({shown})",)
+
+
+def _measure(
+    reference: Target,
+    candidate: Target,
+    texts: Sequence[str],
+    task: Task,
+    labels: Sequence[str],
+    own: Sequence[str],
+    anatomies: tuple[Anatomy | None, Anatomy | None],
+    cache: OutputCache | None,
+    listener: Listener,
+) -> _Measured:
+    folder = tokenizer_folder(reference)
+    probes = make_probes(None if folder is None else Encoder(folder))
+    steps = Steps("parity", 3 * len(texts) + 2 * len(probes.texts) + _EXTRA, listener)
+    small = candidate.kind == "triton" or reference.kind == "triton"
+    batches = padded_batches(texts, _SERVED_BATCH) if small else padded_batches(texts)
+    singles = [[index] for index in range(len(texts))]
+    steady = anatomies[0] is not None and not anatomies[0].dynamic_scales
+    ours, hard_ours = _reference(
+        reference, (texts, probes.texts),
+        (batches if steady else singles, probes.batches if steady else [[index] for index in range(len(probes.texts))]),
+        task, labels, cache, steps,
+    )  # fmt: skip
+    like = ours.outputs[task.output]
+    with open_runner(candidate) as runner:
+        alone = try_target(runner, texts, task, own, singles, like=like, steps=steps)
+        together = try_target(runner, texts, task, own, batches, like=like, steps=steps)
+        each = [[index] for index in range(len(probes.texts))]
+        hard = try_target(runner, probes.texts, task, own, each, like=like, steps=steps)
+        company = ask_in_company(
+            runner, texts, task, own, probes, hard,
+            max_batch=_SERVED_BATCH if small else _LARGEST_BATCH,
+            scales_by_batch=anatomies[1] is None or anatomies[1].dynamic_scales,
+            like=like, steps=steps,
+        )  # fmt: skip
+    return _Measured(ours, alone, together, hard_ours, hard, probes, company)
+
+
+def _reference(
+    target: Target,
+    texts: tuple[Sequence[str], Sequence[str]],
+    batches: tuple[Sequence[Sequence[int]], Sequence[Sequence[int]]],
+    task: Task,
+    labels: Sequence[str],
+    cache: OutputCache | None,
+    steps: Steps,
+) -> tuple[ModelOutputs, ModelOutputs]:
+    """The reference's outputs for the data and for the texts chosen to break models; PyTorch's from the cache."""
+    key = cache.key(target, texts, batches) if cache is not None and target.kind == "torch" else None
+    found = cache.get(key) if cache is not None and key is not None else None
+    if found is not None and [len(part) for part in found] == [len(part) for part in texts]:
+        steps.skip(sum(len(part) for part in texts))
+        data, hard = (
+            ModelOutputs({task.output: part}, tuple(each.label for each in task.answers({task.output: part}, labels)))
+            for part in found
+        )
+        return data, hard
+    data = run_target(target, texts[0], task, labels, batches[0], steps)
+    hard = run_target(target, texts[1], task, labels, batches[1], steps)
+    if cache is not None and key is not None:
+        cache.put(key, [data.outputs[task.output], hard.outputs[task.output]])
+    return data, hard
+
+
+def _asked(
+    reference: Target,
+    candidate: Target,
+    anatomies: tuple[Anatomy | None, Anatomy | None],
+    question: Question,
+    tolerance: float | None,
+    values: NDArray[Any],
+) -> _Asked:
+    first, second = anatomies
+    precision = None if first is None or second is None else coarser(first.precision, second.precision)
+    shapes = architecture_of(reference), architecture_of(candidate)
+    if question == "auto":
+        same = shapes[0] is None or shapes[1] is None or shapes[0] == shapes[1]
+        # Asked for by the number: whoever names a tolerance holds the logits to it.
+        question = "fidelity" if tolerance is not None or (same and precision is not None) else "equivalence"
+    relative, source = None, ""
+    if question == "fidelity" and tolerance is not None:
+        source = "given"
+    elif question == "fidelity" and precision is not None:
+        tolerance = tolerance_of(precision, {"logits": values})
+        relative = RELATIVE_RMS[precision]
+        side = second if first is None or (second is not None and precision == second.precision) else first
+        number = f"{relative:g} of the spread" if TOLERANCES[precision] is None else f"{tolerance:.2g}"
+        source = f"{number} is what {precision} explains ({side.source if side else 'unknown'})"
+    elif question == "equivalence":
+        tolerance = None
+    basis = Basis(
+        question=question,
+        reference=reference.location,
+        candidate=candidate.location,
+        precision=precision,
+        tolerance_source=source,
+        batch_dependent=second is not None and second.dynamic_scales,
+    )
+    return _Asked(basis, precision, tolerance, relative, second is None or second.dynamic_scales)
+
+
+def _form_checks(
+    anatomies: tuple[Anatomy | None, Anatomy | None], measured: _Measured, asked: _Asked, task: Task
+) -> list[Verdict]:
+    """The interface as written, as tried, and the epsilons."""
+    first, second = anatomies
+    checks = []
+    if second is not None and second.inputs:
+        checks.append(judge_interface(second, task.output, measured.reference.outputs[task.output].shape[-1]))
+    checks.append(measured.company.shapes)
+    if first is not None and second is not None and asked.basis.question == "fidelity":
+        epsilons = judge_epsilons(first, second)
+        checks += [] if epsilons is None else [epsilons]
+    return checks
+
+
+def _number_checks(measured: _Measured, asked: _Asked, task: Task) -> list[Verdict]:
+    """The numbers in padded batches and on hard texts, and whether they depend on the batch."""
+    name = task.output
+    checks = []
+
+    def logits(found: ModelOutputs) -> dict[str, NDArray[Any]]:
+        return {name: found.outputs[name]}
+
+    judged = asked.basis.question == "fidelity"
+    hard_limits = (asked.tolerance, None) if judged else (None, None)  # garbage may saturate int8: only reported
+    for check, ours, theirs, (tolerance, relative), names in (
+        (
+            "numbers in padded batches", measured.reference, measured.together,
+            (asked.tolerance, asked.relative_rms) if judged else (None, None), (),
+        ),
+        ("numbers on hard texts", measured.hard_reference, measured.hard, hard_limits, measured.probes.names),
+    ):  # fmt: skip
+        compared = compare_outputs(logits(ours), logits(theirs), tolerance, logits=(name,), relative_rms=relative)
+        details = compared.verdict.details
+        if names and compared.worst_sample is not None:
+            details = (f"sample {compared.worst_sample} is: {names[compared.worst_sample]}", *details)
+        details = (*details, *_reasons(theirs))
+        checks.append(replace(compared.verdict, check=check, details=details))
+    limit = INVARIANCE
+    if asked.precision in ("fp16", "bf16") and asked.tolerance is not None:
+        limit = asked.tolerance
+    others = list(measured.company.others)
+    if not asked.scales_by_batch and measured.together.outputs[name].shape == measured.alone.outputs[name].shape:
+        everything = tuple(range(len(measured.alone.answers)))
+        others.append(("in padded batches", everything, measured.together.outputs[name]))
+    alone = measured.alone.outputs[name]
+    checks.append(
+        judge_invariance(
+            alone, measured.company.again, limit=limit, check="the same answers a second time", part="chance"
+        )
+    )
+    if others:
+        checks.append(judge_invariance(alone, others, limit=limit))
+    return checks
+
+
+def _reasons(found: ModelOutputs) -> tuple[str, ...]:
+    """Why messages have no answer, once each."""
+    return tuple(f"no answer: {reason}" for reason in list(dict.fromkeys(found.failures.values()))[:2])
