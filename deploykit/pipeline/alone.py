@@ -32,9 +32,10 @@ from deploykit.events import Listener, ignore
 from deploykit.export.compatibility import preflight
 from deploykit.latency.measure import Samples, measure, spread_over
 from deploykit.parity.report import ParityReport
+from deploykit.pipeline.choice import choose_variant
 from deploykit.pipeline.localization import with_location
 from deploykit.pipeline.proof import compare_models
-from deploykit.pipeline.stages import choose_variant, package_settings
+from deploykit.pipeline.stages import package_settings
 from deploykit.recipe import Finetune, Goal, Package, Prune, Quantize
 from deploykit.runners import Target, target_from_text
 from deploykit.runners.checkpoint import resolve_model
