@@ -35,6 +35,7 @@ from deploykit.parity.report import ParityReport
 from deploykit.pipeline.choice import choose_variant
 from deploykit.pipeline.localization import with_location
 from deploykit.pipeline.proof import compare_models
+from deploykit.pipeline.reproducer import write_reproducer
 from deploykit.pipeline.stages import package_settings
 from deploykit.recipe import Finetune, Goal, Package, Prune, Quantize
 from deploykit.runners import Target, target_from_text
@@ -272,6 +273,7 @@ def parity_alone(
     confidence: float,
     tokenizer: Path | None,
     task: str,
+    reproduce: Path | None = None,
     listener: Listener = ignore,
 ) -> ParityReport:
     """Compare two models on a data file.
@@ -287,6 +289,7 @@ def parity_alone(
         confidence: of the one-sided bounds.
         tokenizer: the tokenizer's folder of a bare .onnx file; the other model's own unless told.
         task: its name.
+        reproduce: a folder to write where it fails: the messages that show it, both outputs and the command.
         listener: hears of progress.
 
     Raises:
@@ -319,7 +322,12 @@ def parity_alone(
         confidence=confidence,
         listener=listener,
     )
-    return with_location(report, targets[0], targets[1], table.texts, find_task(task), listener)
+    report = with_location(report, targets[0], targets[1], table.texts, find_task(task), listener)
+    if reproduce is not None and report.verdict == "fail":
+        options = [] if tolerance is None else ["--tolerance", f"{tolerance:g}"]
+        options += [] if tokenizer is None else ["--tokenizer", str(tokenizer.absolute())]
+        write_reproducer(reproduce, report, targets[0], targets[1], table.texts, options)
+    return report
 
 
 def bench_alone(

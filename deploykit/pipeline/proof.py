@@ -35,6 +35,7 @@ from deploykit.parity.report import ParityReport, Predictions, build_report
 from deploykit.parity.verdict import Verdict
 from deploykit.pipeline.context import Context
 from deploykit.pipeline.localization import with_location
+from deploykit.pipeline.reproducer import fill_reproducer
 from deploykit.pipeline.stages import package_settings
 from deploykit.runners import Target, infer_all, open_runner
 from deploykit.runners.tokenize import Encoder, max_length_from_folder
@@ -125,6 +126,9 @@ def prove(context: Context, draft: Draft) -> str:
     before = on("torch", str(context.checkpoint))
     after = on("onnxruntime", str(shipped if whole else exported), threads=threads)
     report = with_location(report, before, after, texts, task, listener)
+    if report.verdict == "fail":
+        (draft.path / "reproducer").mkdir()
+        fill_reproducer(draft.path / "reproducer", report, before, after, texts)
     (draft.path / "parity.json").write_text(report.model_dump_json(indent=1), encoding="utf-8")
     fp32_metric = task.metrics(fp32.outputs, targets)[task.metric]
     draft.info.update({"verdict": report.verdict, "fp32_onnx": float(fp32_metric), "engine": engine, **served_info})
