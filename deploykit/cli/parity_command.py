@@ -36,6 +36,10 @@ from deploykit.cli.options import as_json, column_options, fraction
 )  # fmt: skip
 @click.option("--tokenizer", type=click.Path(path_type=Path), help="The tokenizer's folder of a bare .onnx file.")
 @click.option("--task", default="text-classification", show_default=True, help="What the models do.")
+@click.option(
+    "--reproduce", type=click.Path(path_type=Path),
+    help="Where it fails, write this folder: the messages that show it, both outputs, the command.",
+)  # fmt: skip
 @click.option("--report", type=click.Path(path_type=Path), help="Write the whole report (JSON) to this file.")
 @column_options
 @as_json
@@ -50,6 +54,7 @@ def command(
     confidence: float,
     tokenizer: Path | None,
     task: str,
+    reproduce: Path | None,
     report: Path | None,
     text: str,
     label: str,
@@ -78,6 +83,7 @@ def command(
             confidence=confidence,
             tokenizer=tokenizer,
             task=task,
+            reproduce=reproduce,
             listener=screen,
         )
     if report is not None:

@@ -46,7 +46,7 @@ def command(
 ) -> int:
     """Quantize MODEL (an ONNX folder) in every way that the options leave open; the fastest accurate one wins."""
     from deploykit.cli.json_output import print_json
-    from deploykit.cli.render import Screen
+    from deploykit.cli.render import Screen, mending_lines
     from deploykit.pipeline.alone import quantize_alone
 
     settings = section_from_options(Quantize, values)
@@ -66,5 +66,8 @@ def command(
         print_json({"out": str(out), **info})
         return 0
     click.echo(f"{out}: {outcome}")
+    if info.get("mended"):
+        for line in mending_lines(info["mended"]):
+            click.echo(f"  {line}")
     click.echo(f"next: deploykit parity CHECKPOINT {out} --data TEST, then deploykit package {out} --name NAME")
     return 0

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-__all__ = ["Screen", "result_table", "stdout", "timing_table", "verdict_table"]
+__all__ = ["Screen", "mending_lines", "result_table", "stdout", "timing_table", "verdict_table"]
 
 import time
 from collections.abc import Iterable, Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -135,6 +135,22 @@ def timing_table(timed: Mapping[str, Samples]) -> Table:
         figures = (f"{samples.p50_ms:.2f}", f"{low:.2f} to {high:.2f}", f"{samples.p99_ms:.2f}")
         table.add_row(name, *figures, f"{base / samples.p50_ms:.1f}x")
     return table
+
+
+def mending_lines(mended: Mapping[str, Any]) -> list[str]:
+    """What a repair tried, left in float and gave up in speed."""
+    lines = [f"{mended['from']} loses too much: {mended['trials']} repairs tried"]
+    if not mended["suffices"]:
+        lines.append("none of them suffices; the most accurate form is kept")
+    if mended["in_float"]:
+        lines.append(f"left in float: {', '.join(mended['in_float'])}")
+    if "p50_ms" in mended:
+        times = mended["p50_ms"]
+        lines.append(
+            f"p50 {times['after']:.2f} ms, {times['before']:.2f} before, {times['float32']:.2f} in float32: "
+            f"{mended['speedup_kept']:.0%} of the speed-up is kept"
+        )
+    return lines
 
 
 def _table(title: str, name: str, *headings: str) -> Table:

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-__all__ = ["INT8_VARIANTS", "QuantizeReport", "Variant", "quantize", "scheme_variants", "sensitivity"]
+__all__ = [
+    "INT8_VARIANTS",
+    "QuantizeReport",
+    "Variant",
+    "product_places",
+    "quantize",
+    "scheme_variants",
+    "sensitivity",
+]
 
 import collections
 import contextlib
@@ -22,6 +30,8 @@ from onnx import helper, numpy_helper
 from deploykit.errors import QuantizeError
 from deploykit.events import Listener, ignore
 from deploykit.export.lean import split_skip_normalization
+from deploykit.export.modules import module_values
+from deploykit.parity.places import place_of
 from deploykit.runners.onnx_runner import open_session
 from deploykit.runners.tokenize import Encoder
 from deploykit.runners.untrusted import check_onnx
@@ -165,6 +175,26 @@ def sensitivity(source: Path, variant: Variant, messages: Sequence[str]) -> list
         ratio = float(np.square(wanted).mean(dtype=np.float64) / max(np.square(noise).mean(dtype=np.float64), 1e-30))
         ratios.append((node.name, 10 * float(np.log10(max(ratio, 1e-30)))))
     return sorted(ratios, key=lambda each: each[1])
+
+
+def product_places(source: Path, variant: Variant) -> dict[str, str]:
+    """The nodes of a float graph that are matrix products, with what they are called to people."""
+    model = _in_form(source, variant)
+    modules = module_values(model)
+    readers: dict[str, onnx.NodeProto] = {}
+    for node in reversed(model.graph.node):
+        readers |= dict.fromkeys(node.input, node)
+    found = {}
+    for node in model.graph.node:
+        if node.op_type not in _FLOAT_PRODUCTS:
+            continue
+        reached: onnx.NodeProto | None = node
+        while reached is not None and reached.output[0] not in modules:
+            reached = readers.get(reached.output[0])
+        if reached is not None:
+            normalizes = "LayerNormalization" in reached.op_type
+            found[node.name] = place_of(modules[reached.output[0]] + (":in" if normalizes else "")).name
+    return found
 
 
 def _in_form(source: Path, variant: Variant) -> onnx.ModelProto:

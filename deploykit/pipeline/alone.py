@@ -32,11 +32,13 @@ from deploykit.events import Listener, ignore
 from deploykit.export.compatibility import preflight
 from deploykit.latency.measure import Samples, measure, spread_over
 from deploykit.parity.report import ParityReport
+from deploykit.pipeline.choice import choose_variant
 from deploykit.pipeline.comparison import Question, compare_models
 from deploykit.pipeline.localization import with_location
 from deploykit.pipeline.measuring import OutputCache
 from deploykit.pipeline.pairs import labels_or_error, pair_from_text, tokenizer_folder
-from deploykit.pipeline.stages import choose_variant, package_settings
+from deploykit.pipeline.reproducer import write_reproducer
+from deploykit.pipeline.stages import package_settings
 from deploykit.recipe import Finetune, Goal, Package, Prune, Quantize
 from deploykit.runners import Target, target_from_text
 from deploykit.runners.checkpoint import resolve_model
@@ -277,6 +279,7 @@ def parity_alone(
     task: str,
     question: Question = "auto",
     cache: Path | None = None,
+    reproduce: Path | None = None,
     listener: Listener = ignore,
 ) -> ParityReport:
     """Compare two models on a data file.
@@ -294,6 +297,7 @@ def parity_alone(
         task: its name.
         question: see `compare_models`.
         cache: the folder that keeps PyTorch's outputs; None keeps none.
+        reproduce: a folder to write where it fails: the messages that show it, both outputs and the command.
         listener: hears of progress.
 
     Raises:
@@ -318,7 +322,12 @@ def parity_alone(
         cache=None if cache is None else OutputCache(cache),
         listener=listener,
     )
-    return with_location(report, first, second, table.texts, find_task(task), listener)
+    report = with_location(report, first, second, table.texts, find_task(task), listener)
+    if reproduce is not None and report.verdict == "fail":
+        options = [] if tolerance is None else ["--tolerance", f"{tolerance:g}"]
+        options += [] if tokenizer is None else ["--tokenizer", str(tokenizer.absolute())]
+        write_reproducer(reproduce, report, first, second, table.texts, options)
+    return report
 
 
 def bench_alone(

@@ -21,10 +21,10 @@ from deploykit.data.dataset import LabelledData
 from deploykit.errors import ModelError
 from deploykit.events import Listener, Note, Warn, ignore
 from deploykit.latency.messages import timed_messages
+from deploykit.pipeline.choice import sampled
 from deploykit.pipeline.clock import Bench, read_note
 from deploykit.pipeline.recovery import Recovery
 from deploykit.pipeline.selection import CutModels, Selection, in_words
-from deploykit.pipeline.stages import sampled
 from deploykit.recipe import Finetune, Goal, Prune, Quantize
 from deploykit.tasks import Task
 from deploykit.tasks.pruned import encoder_layers, heads_fixed

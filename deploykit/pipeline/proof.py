@@ -24,6 +24,7 @@ from deploykit.pipeline.localization import with_location
 from deploykit.pipeline.measuring import ModelOutputs, Steps, padded_batches, run_target, try_target
 from deploykit.pipeline.pairs import judge_forms, labels_of
 from deploykit.pipeline.probes import Asked, ask_in_company, make_probes
+from deploykit.pipeline.reproducer import fill_reproducer
 from deploykit.pipeline.served import check_served
 from deploykit.pipeline.stages import package_settings
 from deploykit.runners import Target, open_runner
@@ -101,7 +102,11 @@ def prove(context: Context, draft: Draft) -> str:
         checks=checks,
     )
     whole = not any(check.outcome == "fail" and check.check.startswith("float32") for check in checks)
-    report = with_location(report, converted, final_target if whole else plain, texts, task, listener)
+    located = final_target if whole else plain
+    report = with_location(report, converted, located, texts, task, listener)
+    if report.verdict == "fail":
+        (draft.path / "reproducer").mkdir()
+        fill_reproducer(draft.path / "reproducer", report, converted, located, texts)
     (draft.path / "parity.json").write_text(report.model_dump_json(indent=1), encoding="utf-8")
     fp32_metric = task.metrics(fp32.outputs, targets)[task.metric]
     draft.info.update({"verdict": report.verdict, "fp32_onnx": float(fp32_metric), "engine": engine, **served_info})

@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-__all__ = ["CACHED_STAGES", "CachedStage", "Candidate", "choose", "choose_variant", "package_settings", "sampled"]
+__all__ = ["CACHED_STAGES", "CachedStage", "package_settings"]
 
 import dataclasses
 import json
-import shutil
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from deploykit.artifacts.store import Draft
-from deploykit.data.dataset import LabelledData, load_data
+from deploykit.data.dataset import load_data
 from deploykit.errors import ModelError
-from deploykit.events import Listener, Note, Progress, Warn, ignore
-from deploykit.parity.intervals import clopper_pearson_upper, paired_drop_lower
+from deploykit.events import Warn
+from deploykit.pipeline.choice import choose_variant, sampled
 from deploykit.pipeline.context import Context
 from deploykit.pipeline.plan import Stage
-from deploykit.recipe import Package, Quantize
+from deploykit.recipe import Package
 from deploykit.recipe.machine import this_machine
-from deploykit.runners import Target, infer_all, open_runner
-from deploykit.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -138,182 +131,6 @@ def _make_quantize(context: Context, draft: Draft) -> str:
     )
 
 
-def choose_variant(
-    source: Path,
-    out: Path,
-    settings: Quantize,
-    task: Task,
-    data: LabelledData,
-    *,
-    max_drop: float,
-    seed: int,
-    info: dict[str, Any],
-    listener: Listener = ignore,
-) -> str:
-    """Quantize in every way that the settings leave open and keep the fastest that answers as well on validation.
-
-    A variant whose drop on the validation split is shown to exceed `max_drop`, or whose answers change in batches, is
-    out (see `choose`). Where all are, the products of the most accurate one that suffer most go back to float, 1, 2, 4
-    and so on up to half of them, until it keeps its answers. Where none does, the most accurate is kept, and parity
-    will say what it lost.
-
-    Args:
-        source: the exported ONNX folder.
-        out: the folder to write.
-        settings: the recipe's `quantize` section.
-        task: what the model does.
-        data: calibration messages come from its training split.
-        max_drop: the recipe's goal.
-        seed: picks the calibration messages.
-        info: is filled with what was measured.
-        listener: hears of progress.
-
-    Returns:
-        the choice in words.
-    """
-    from deploykit.compress.quantize import quantize, scheme_variants, sensitivity
-    from deploykit.latency.measure import measure
-
-    if settings.scheme == "none":
-        shutil.copytree(source, out, dirs_exist_ok=True, ignore=shutil.ignore_patterns("plain.onnx", "manifest.json"))
-        info.update({"variant": "fp32", "scheme": "none"})
-        return "none: float32 as exported"
-    variants = scheme_variants(settings.scheme, settings.fusions)
-    calibration = _calibration(source, data, settings.calibration_rows, seed, listener)
-    targets = task.targets(data.validation.labels or (), data.label_names)
-    total = len(variants) * 2 + 1
-    with tempfile.TemporaryDirectory(dir=out.parent) as scratch:
-        folders, reports = {}, {}
-        for number, variant in enumerate(variants):
-            listener(Progress("quantize", number, total, "step", {}))
-            folder = Path(scratch) / variant.name
-            reports[variant.name] = quantize(source, folder, variant, calibration=calibration, listener=listener)
-            folders[variant.name] = folder
-        listener(Progress("quantize", len(variants), total, "step"))
-        right = task.correct(reference := _logits(source, data.validation.texts), targets)
-
-        def compared(folder: Path) -> Candidate:
-            outputs = _logits(folder, data.validation.texts)
-            batched = _logits(folder, data.validation.texts, _BATCH)
-            now_right = task.correct(outputs, targets)
-            return _compared(right, now_right, *(each[task.output] for each in (reference, outputs, batched)))
-
-        found = {}
-        for number, (name, folder) in enumerate(folders.items()):
-            found[name] = compared(folder)
-            listener(Progress("quantize", len(variants) + number + 1, total, "step", {"drop": found[name].drop}))
-        if len(folders) > 1:
-            timed = measure(
-                {name: Target("onnxruntime", str(folder), task=task.name) for name, folder in folders.items()},
-                sampled(data.validation.texts, 120, seed),
-                blocks=4,
-            )
-            found = {name: dataclasses.replace(found[name], p50_ms=timed[name].p50_ms) for name in found}
-        chosen = choose(found, max_drop)
-        worst: list[tuple[str, float]] = []
-        if not found[chosen].keeps_answers(max_drop) and settings.scheme != "fp16":
-            variant = next(each for each in variants if each.name == chosen)
-            worst = sensitivity(source, variant, calibration[:_RANKED_ON])
-            for count in (1, 2, 4, 8, 16):
-                if count > len(worst) // 2:
-                    break
-                name = f"{variant.name}-{count}-in-float"
-                folders[name], left = Path(scratch) / name, [node for node, _ in worst[:count]]
-                reports[name] = quantize(source, folders[name], variant, calibration=calibration, in_float=left)
-                found[name] = compared(folders[name])
-                listener(Note(f"{count} of {len(worst)} products in float: drop {found[name].drop:.2%} on validation"))
-                if found[name].keeps_answers(max_drop):
-                    break
-            chosen = choose(found, max_drop)
-        if found[chosen].drop_lower > max_drop:
-            listener(Warn(f"every way to quantize loses more than {max_drop:.2%} on validation; kept {chosen}"))
-        listener(Progress("quantize", total, total, "step"))
-        for path in folders[chosen].iterdir():
-            shutil.move(path, out / path.name)
-    info.update(
-        {
-            "variant": chosen,
-            "scheme": settings.scheme,
-            "sensitivity_db": {name: round(ratio, 1) for name, ratio in worst},
-            "candidates": {
-                name: {**dataclasses.asdict(found[name]), **dataclasses.asdict(reports[name])} for name in folders
-            },
-        }
-    )
-    report = reports[chosen]
-    counted = ", ".join(f"{count} {kind}" for kind, count in report.products.items()) or "fp16"
-    return f"{chosen}: {counted}, {report.float_products} products in float, {report.size_bytes / 1e6:.1f} MB"
-
-
-def _calibration(source: Path, data: LabelledData, rows: int, seed: int, listener: Listener) -> list[str]:
-    """Training messages that static scales are taken from; says what speaks against them."""
-    from deploykit.compress.representative import calibration_doubts
-    from deploykit.runners.tokenize import Encoder
-
-    texts = sampled(data.train.texts, rows, seed)
-    for doubt in calibration_doubts(texts, data.train.labels or (), Encoder(source)):
-        listener(Warn(doubt))
-    return texts
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One quantized form, compared with float32 on the validation split.
-
-    Attributes:
-        drop: of the metric.
-        drop_lower: what the drop is shown to exceed (one-sided 95 %).
-        flips: changed answers, right or not.
-        batched_flips: answers that change when the messages come in padded batches and not singly.
-        n: messages compared.
-        p50_ms: in process, one message at a time; 0 where it was not timed.
-    """
-
-    drop: float
-    drop_lower: float
-    flips: int
-    batched_flips: int
-    n: int
-    p50_ms: float = 0.0
-
-    def keeps_answers(self, max_drop: float) -> bool:
-        """Whether it is not shown to lose too much, and answers in batches as it does singly."""
-        steady = not self.batched_flips or clopper_pearson_upper(self.batched_flips, self.n, 0.95) <= max_drop
-        return steady and self.drop_lower <= max_drop
-
-
-def choose(candidates: Mapping[str, Candidate], max_drop: float) -> str:
-    """The form to keep: the fastest that keeps its answers.
-
-    Among those within a quarter of the fastest, which a noisy machine can't tell apart, static scales come first (their
-    answers do not depend on the batch), then the fewest changed answers.
-    """
-    eligible = {name: found for name, found in candidates.items() if found.keeps_answers(max_drop)}
-    if not eligible:
-        return min(candidates, key=lambda name: (candidates[name].batched_flips > 0, candidates[name].drop))
-    fastest = min(found.p50_ms for found in eligible.values())
-    near = [name for name, found in eligible.items() if found.p50_ms <= 1.25 * fastest]
-    return min(near, key=lambda name: (not name.startswith("int8_static"), eligible[name].flips))
-
-
-def _compared(
-    right: NDArray[np.bool_],
-    now_right: NDArray[np.bool_],
-    reference: NDArray[Any],
-    logits: NDArray[Any],
-    batched: NDArray[Any],
-) -> Candidate:
-    b, c = int(np.sum(right & ~now_right)), int(np.sum(~right & now_right))
-    answers = logits.argmax(axis=-1)
-    return Candidate(
-        drop=(b - c) / len(right),
-        drop_lower=paired_drop_lower(b, c, len(right), 0.95),
-        flips=int(np.sum(reference.argmax(axis=-1) != answers)),
-        batched_flips=int(np.sum(batched.argmax(axis=-1) != answers)),
-        n=len(right),
-    )
-
-
 def _make_package(context: Context, draft: Draft) -> str:
     from deploykit.triton.package import build_package
 
@@ -346,10 +163,6 @@ def _make_parity(context: Context, draft: Draft) -> str:
     return prove(context, draft)
 
 
-_BATCH = 16
-_RANKED_ON = 64
-"""Messages that products are ranked on by what quantizing does to them."""
-
 CACHED_STAGES: Mapping[Stage, CachedStage] = {
     "data": CachedStage(_make_data, ("train.json", "validation.json", "test.json", "labels.json")),
     "finetune": CachedStage(_make_finetune, ("model.safetensors", "config.json", "tokenizer.json")),
@@ -359,19 +172,6 @@ CACHED_STAGES: Mapping[Stage, CachedStage] = {
     "package": CachedStage(_make_package, ()),
     "parity": CachedStage(_make_parity, ("parity.json",)),
 }
-
-
-def _logits(folder: Path, texts: Sequence[str], batch: int = 1) -> dict[str, NDArray[Any]]:
-    batches = [list(range(start, min(start + batch, len(texts)))) for start in range(0, len(texts), batch)]
-    with open_runner(Target("onnxruntime", str(folder))) as runner:
-        return infer_all(runner, texts, batches)
-
-
-def sampled(texts: Sequence[str], count: int, seed: int) -> list[str]:
-    """That many of the texts at random, all where there are fewer."""
-    if len(texts) <= count:
-        return list(texts)
-    return [texts[index] for index in np.random.default_rng(seed).choice(len(texts), count, replace=False)]
 
 
 def _write_json(path: Path, value: object) -> None:

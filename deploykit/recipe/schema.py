@@ -255,6 +255,10 @@ class Quantize(Section):
         default="auto", description="Which graph fusions are applied; auto: those that are faster here."
     )
     calibration_rows: Count = Field(default=512, description="Training rows that static int8 takes its ranges from.")
+    mend: bool = Field(
+        default=True, description="Repair an int8 model that loses too much: other fusions, a few products in float."
+    )
+    mend_trials: Count = Field(default=12, description="Repairs that are tried at most.")
 
 
 class Export(Section):

@@ -242,7 +242,7 @@ def test_the_product_that_suffers_is_found_and_in_float_it_does_not(
 
 
 def test_worst_products_go_back_to_float_until_the_answers_stay(hurt: Path, toy_data: Any, tmp_path: Path) -> None:
-    from deploykit.pipeline.stages import choose_variant
+    from deploykit.pipeline.choice import choose_variant
     from deploykit.recipe import Quantize
     from deploykit.tasks import find_task
 
@@ -255,4 +255,10 @@ def test_worst_products_go_back_to_float_until_the_answers_stay(hurt: Path, toy_
     assert info["candidates"]["int8_static-fused"]["drop"] > 0.05
     assert "in-float" in info["variant"], outcome
     assert abs(info["candidates"][info["variant"]]["drop"]) < 0.05
-    assert len(info["sensitivity_db"]) == 10
+    mended = info["mended"]
+    assert len(mended["sensitivity_db"]) == 10
+    assert mended["from"] == "int8_static-fused"
+    assert mended["to"] == info["variant"]
+    assert set(mended["in_float"]) <= {"layer 0 attention output", "layer 1 attention output"}
+    assert mended["trials"] == len(mended["tried"]) <= settings.mend_trials
+    assert mended["speedup_kept"] > 0

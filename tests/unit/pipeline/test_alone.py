@@ -18,9 +18,9 @@ import pytest
 from deploykit.errors import DataError, LatencyError, TrainingError, UsageError
 from deploykit.events import Progress
 from deploykit.latency.measure import Samples
-from deploykit.pipeline import alone, stages
+from deploykit.pipeline import alone, choice
 from deploykit.pipeline.alone import bench_alone, finetune_alone, new_folder, prune_alone, quantize_alone
-from deploykit.pipeline.stages import Candidate, choose
+from deploykit.pipeline.choice import Candidate, choose
 from deploykit.recipe import Finetune, Goal, Prune, Quantize
 from deploykit.runners import Target, infer_all, open_runner
 
@@ -190,13 +190,13 @@ def test_a_fast_one_that_loses_too_much_does_not_win(
     quantize: Any, timed: dict[str, float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     timed |= {"int8_static-split": 1.0, "int8_dynamic-plain": 2.0}
-    logits = stages._logits
+    logits = choice._logits
 
     def spoiled(folder: Path, texts: Any, batch: int = 1) -> Any:
         found = logits(folder, texts, batch)
         return {name: -values for name, values in found.items()} if folder.name == "int8_static-split" else found
 
-    monkeypatch.setattr(stages, "_logits", spoiled)
+    monkeypatch.setattr(choice, "_logits", spoiled)
     _, info = quantize()
     assert info["variant"] == "int8_dynamic-plain"
     assert info["candidates"]["int8_static-split"]["drop"] > 0.5
@@ -205,15 +205,15 @@ def test_a_fast_one_that_loses_too_much_does_not_win(
 def test_where_all_lose_too_much_the_best_is_kept_with_a_warning(
     quantize: Any, timed: dict[str, float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    logits = stages._logits
-    lost = {"int8_dynamic-fused-": 12, "int8_dynamic-fused": 10, "int8_static-fused": 30}
+    logits = choice._logits
+    lost = {"int8_dynamic-fused-": 12, "int8_dynamic-fused": 10, "int8_": 30}
 
     def spoiled(folder: Path, texts: Any, batch: int = 1) -> Any:
         values = logits(folder, texts, batch)["logits"]
         rows = next((count for name, count in lost.items() if folder.name.startswith(name)), 0)
         return {"logits": np.concatenate([-values[:rows], values[rows:]])}
 
-    monkeypatch.setattr(stages, "_logits", spoiled)
+    monkeypatch.setattr(choice, "_logits", spoiled)
     said: list[Any] = []
     _, info = quantize(fusions="all", listener=said.append)
     assert info["variant"] == "int8_dynamic-fused"

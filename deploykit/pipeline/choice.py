@@ -1,0 +1,301 @@
+"""Which quantized form of a model is kept: made, judged on the validation split, timed, and mended where needed."""
+
+from __future__ import annotations
+
+__all__ = ["Candidate", "choose", "choose_variant", "sampled"]
+
+import dataclasses
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deploykit.compress.quantize import (
+    INT8_VARIANTS,
+    QuantizeReport,
+    Variant,
+    product_places,
+    quantize,
+    scheme_variants,
+    sensitivity,
+)
+from deploykit.compress.representative import calibration_doubts
+from deploykit.data.dataset import LabelledData
+from deploykit.events import Listener, Note, Progress, Warn, ignore
+from deploykit.latency import measure as timing
+from deploykit.parity.intervals import clopper_pearson_upper, paired_drop_lower
+from deploykit.parity.smallest import smallest_set
+from deploykit.recipe import Quantize
+from deploykit.runners import Target, infer_all, open_runner
+from deploykit.runners.tokenize import Encoder
+from deploykit.tasks import Task
+
+_BATCH = 16
+_RANKED_ON = 64
+"""Messages that products are ranked on by what quantizing does to them."""
+_TIMED = 120
+"""Messages that forms are timed on."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One quantized form, compared with float32 on the validation split.
+
+    Attributes:
+        drop: of the metric.
+        drop_lower: what the drop is shown to exceed (one-sided 95 %).
+        flips: changed answers, right or not.
+        batched_flips: answers that change when the messages come in padded batches and not singly.
+        n: messages compared.
+        p50_ms: in process, one message at a time; 0 where it was not timed.
+    """
+
+    drop: float
+    drop_lower: float
+    flips: int
+    batched_flips: int
+    n: int
+    p50_ms: float = 0.0
+
+    def keeps_answers(self, max_drop: float) -> bool:
+        """Whether it is not shown to lose too much, and answers in batches as it does singly."""
+        steady = not self.batched_flips or clopper_pearson_upper(self.batched_flips, self.n, 0.95) <= max_drop
+        return steady and self.drop_lower <= max_drop
+
+    def is_mended(self, max_drop: float) -> bool:
+        """Whether a repair suffices: half of the margin is left to the bound that certifies it."""
+        return self.keeps_answers(max_drop) and self.drop <= max_drop / 2
+
+
+def choose(candidates: Mapping[str, Candidate], max_drop: float) -> str:
+    """The form to keep: the fastest that keeps its answers.
+
+    Among those within a quarter of the fastest, which a noisy machine can't tell apart, static scales come first (their
+    answers do not depend on the batch), then the fewest changed answers.
+    """
+    eligible = {name: found for name, found in candidates.items() if found.keeps_answers(max_drop)}
+    if not eligible:
+        return min(candidates, key=lambda name: (candidates[name].batched_flips > 0, candidates[name].drop))
+    fastest = min(found.p50_ms for found in eligible.values())
+    near = [name for name, found in eligible.items() if found.p50_ms <= 1.25 * fastest]
+    return min(near, key=lambda name: (not name.startswith("int8_static"), eligible[name].flips))
+
+
+def choose_variant(
+    source: Path,
+    out: Path,
+    settings: Quantize,
+    task: Task,
+    data: LabelledData,
+    *,
+    max_drop: float,
+    seed: int,
+    info: dict[str, Any],
+    listener: Listener = ignore,
+) -> str:
+    """Quantize in every way that the settings leave open and keep the fastest that answers as well on validation.
+
+    A form whose drop on the validation split is shown to exceed `max_drop`, or whose answers change in batches, is
+    out (see `choose`). Where all are, and `settings.mend` says so, the best is mended with the cheapest remedy that
+    does: other fusions, then the fewest products in float, then the other int8 scheme. Where nothing does, the most
+    accurate is kept, and parity will say what it lost.
+
+    Args:
+        source: the exported ONNX folder.
+        out: the folder to write.
+        settings: the recipe's `quantize` section.
+        task: what the model does.
+        data: calibration messages come from its training split.
+        max_drop: the recipe's goal.
+        seed: picks the calibration messages.
+        info: is filled with what was measured.
+        listener: hears of progress.
+
+    Returns:
+        the choice in words.
+    """
+    if settings.scheme == "none":
+        shutil.copytree(source, out, dirs_exist_ok=True, ignore=shutil.ignore_patterns("plain.onnx", "manifest.json"))
+        info.update({"variant": "fp32", "scheme": "none"})
+        return "none: float32 as exported"
+    variants = scheme_variants(settings.scheme, settings.fusions)
+    with tempfile.TemporaryDirectory(dir=out.parent) as scratch:
+        forms = _Forms(source, Path(scratch), settings, task, data, seed, listener)
+        total = len(variants) + 1
+        for number, variant in enumerate(variants):
+            listener(Progress("quantize", number, total, "step", {}))
+            found = forms.add(variant)
+            listener(Progress("quantize", number + 1, total, "step", {"drop": found.drop}))
+        if len(variants) > 1:
+            forms.time(list(forms.found))
+        chosen = choose(forms.found, max_drop)
+        mended: dict[str, Any] = {}
+        if settings.mend and settings.scheme != "fp16" and not forms.found[chosen].keeps_answers(max_drop):
+            chosen, mended = _mend(forms, chosen, max_drop, settings.mend_trials)
+        if forms.found[chosen].drop_lower > max_drop:
+            listener(Warn(f"every way to quantize loses more than {max_drop:.2%} on validation; kept {chosen}"))
+        listener(Progress("quantize", total, total, "step"))
+        for path in forms.folder(chosen).iterdir():
+            shutil.move(path, out / path.name)
+    info.update(
+        {
+            "variant": chosen,
+            "scheme": settings.scheme,
+            "mended": mended or None,
+            "candidates": {
+                name: {**dataclasses.asdict(found), **dataclasses.asdict(forms.reports[name])}
+                for name, found in forms.found.items()
+            },
+        }
+    )
+    report = forms.reports[chosen]
+    counted = ", ".join(f"{count} {kind}" for kind, count in report.products.items()) or "fp16"
+    return f"{chosen}: {counted}, {report.float_products} products in float, {report.size_bytes / 1e6:.1f} MB"
+
+
+class _Forms:
+    """The quantized forms of one model, made and judged so far."""
+
+    def __init__(
+        self,
+        source: Path,
+        scratch: Path,
+        settings: Quantize,
+        task: Task,
+        data: LabelledData,
+        seed: int,
+        listener: Listener,
+    ) -> None:
+        self.source, self.listener = source, listener
+        self.calibration = sampled(data.train.texts, settings.calibration_rows, seed)
+        for doubt in calibration_doubts(self.calibration, data.train.labels or (), Encoder(source)):
+            listener(Warn(doubt))
+        self.reports: dict[str, QuantizeReport] = {}
+        self.found: dict[str, Candidate] = {}
+        self.variants: dict[str, Variant] = {}
+        self._scratch, self._task = scratch, task
+        self._texts = data.validation.texts
+        self._timed_on = sampled(data.validation.texts, _TIMED, seed)
+        self._targets = task.targets(data.validation.labels or (), data.label_names)
+        self._reference = _logits(source, self._texts)
+
+    def folder(self, name: str) -> Path:
+        return self._scratch / name
+
+    def add(self, variant: Variant, in_float: Sequence[str] = (), trial: int = 0) -> Candidate:
+        """Make a form and judge it on the validation split."""
+        name = f"{variant.name}-{len(in_float)}-in-float" if in_float else variant.name
+        name = name if name not in self.found else f"{name}-{trial}"
+        folder = self.folder(name)
+        self.reports[name] = quantize(
+            self.source, folder, variant, calibration=self.calibration, in_float=in_float, listener=self.listener
+        )
+        self.variants[name] = variant
+        outputs, batched = _logits(folder, self._texts), _logits(folder, self._texts, _BATCH)
+        right, now_right = (self._task.correct(each, self._targets) for each in (self._reference, outputs))
+        logits = [each[self._task.output] for each in (self._reference, outputs, batched)]
+        self.found[name] = _compared(right, now_right, *logits)
+        return self.found[name]
+
+    def time(self, names: Sequence[str], **others: Path) -> dict[str, float]:
+        """The p50 of forms, and of other folders in the same blocks, in milliseconds."""
+        folders = {name: self.folder(name) for name in names} | others
+        targets = {name: Target("onnxruntime", str(folder), task=self._task.name) for name, folder in folders.items()}
+        timed = timing.measure(targets, self._timed_on, blocks=4)
+        for name in names:
+            self.found[name] = dataclasses.replace(self.found[name], p50_ms=timed[name].p50_ms)
+        return {name: samples.p50_ms for name, samples in timed.items()}
+
+
+def _mend(forms: _Forms, worst: str, max_drop: float, budget: int) -> tuple[str, dict[str, Any]]:
+    """Try remedies in the order of what they cost until one suffices; what was tried, and what it gave up in speed."""
+    begun = len(forms.found)
+    variant = forms.variants[worst]
+
+    def left() -> int:
+        return budget - (len(forms.found) - begun)
+
+    def tried(variant: Variant, in_float: Sequence[str] = ()) -> bool:
+        found = forms.add(variant, in_float, len(forms.found))
+        name = list(forms.found)[-1]
+        forms.listener(Note(f"mending, {name}: drop {found.drop:.2%} on validation"))
+        return found.is_mended(max_drop)
+
+    others = [other for other in INT8_VARIANTS if other.name not in forms.found]
+    chosen = None
+    for other in [other for other in others if other.scheme == variant.scheme]:
+        if chosen is None and left() > 0 and tried(other):
+            chosen = other.name
+    in_float: tuple[str, ...] = ()
+    ranked: list[tuple[str, float]] = []
+    if chosen is None and left() > 0:
+        variant = forms.variants[choose(forms.found, max_drop)]
+        ranked = sensitivity(forms.source, variant, forms.calibration[:_RANKED_ON])
+        named = {}
+
+        def suffices(products: tuple[str, ...]) -> bool:
+            good = tried(variant, products)
+            named[products] = list(forms.found)[-1]
+            return good
+
+        fewest = smallest_set([node for node, _ in ranked], suffices, budget=left(), most=len(ranked) // 2)
+        in_float = fewest.items
+        chosen = named.get(in_float)
+    for other in [other for other in others if other.scheme != variant.scheme]:
+        if chosen is None and left() > 0 and tried(other):
+            chosen = other.name
+    suffices_now = chosen is not None
+    chosen = chosen or choose(forms.found, max_drop)
+    trials = list(forms.found)[begun:]
+    places = product_places(forms.source, forms.variants[chosen])
+    mended: dict[str, Any] = {
+        "from": worst,
+        "to": chosen,
+        "suffices": suffices_now,
+        "trials": len(trials),
+        "tried": {name: forms.found[name].drop for name in trials},
+        "in_float": [places.get(node, node) for node in in_float] if suffices_now else [],
+        "sensitivity_db": {places.get(node, node): round(ratio, 1) for node, ratio in ranked},
+    }
+    if chosen != worst:
+        p50_ms = forms.time([worst, chosen], float32=forms.source)
+        before, after, float_ms = p50_ms[worst], p50_ms[chosen], p50_ms["float32"]
+        mended |= {"p50_ms": {"float32": float_ms, "before": before, "after": after}, "speedup_kept": before / after}
+        forms.listener(Note(f"mended as {chosen}: p50 {after:.2f} ms, {before:.2f} before, {float_ms:.2f} in float32"))
+    return chosen, mended
+
+
+def _compared(
+    right: NDArray[np.bool_],
+    now_right: NDArray[np.bool_],
+    reference: NDArray[Any],
+    logits: NDArray[Any],
+    batched: NDArray[Any],
+) -> Candidate:
+    b, c = int(np.sum(right & ~now_right)), int(np.sum(~right & now_right))
+    answers = logits.argmax(axis=-1)
+    return Candidate(
+        drop=(b - c) / len(right),
+        drop_lower=paired_drop_lower(b, c, len(right), 0.95),
+        flips=int(np.sum(reference.argmax(axis=-1) != answers)),
+        batched_flips=int(np.sum(batched.argmax(axis=-1) != answers)),
+        n=len(right),
+    )
+
+
+def _logits(folder: Path, texts: Sequence[str], batch: int = 1) -> dict[str, NDArray[Any]]:
+    batches = [list(range(start, min(start + batch, len(texts)))) for start in range(0, len(texts), batch)]
+    with open_runner(Target("onnxruntime", str(folder))) as runner:
+        return infer_all(runner, texts, batches)
+
+
+def sampled(texts: Sequence[str], count: int, seed: int) -> list[str]:
+    """That many of the texts at random, all where there are fewer."""
+    if len(texts) <= count:
+        return list(texts)
+    return [texts[index] for index in np.random.default_rng(seed).choice(len(texts), count, replace=False)]
