@@ -15,12 +15,17 @@ from deploykit.errors import DeploykitError
 from deploykit.runners import Runner, Target, open_runner
 from deploykit.tasks import find_task
 
+Answer = Callable[[Sequence[str]], object]
 
-def main() -> int:
+
+def main(around: Callable[[Answer], Answer] | None = None) -> int:
     """Serve the parent until its end of the pipe closes.
 
     The first line names the target; each further one asks for a block: `messages` to time, after `warmup` others.
     The answer is the seconds of each message, from its text to its answer.
+
+    Args:
+        around: what is put around every call, by a program that tries what a known delay does.
     """
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what libraries print must not reach the parent's parser
@@ -28,6 +33,7 @@ def main() -> int:
         target = Target(**json.loads(sys.stdin.readline()))
         with open_runner(target) as runner:
             answer = _answerer(runner, target)
+            answer = around(answer) if around is not None else answer
             _reply(replies, {"name": runner.name})
             for line in sys.stdin:
                 order = json.loads(line)
@@ -40,7 +46,7 @@ def main() -> int:
     return 0
 
 
-def _answerer(runner: Runner, target: Target) -> Callable[[Sequence[str]], object]:
+def _answerer(runner: Runner, target: Target) -> Answer:
     """From messages to what a client would be told; a server does the last step itself."""
     task = find_task(target.task)
     if target.kind == "triton":
@@ -50,7 +56,7 @@ def _answerer(runner: Runner, target: Target) -> Callable[[Sequence[str]], objec
     return lambda messages: task.answers(runner.infer(messages), names)
 
 
-def _time(answer: Callable[[Sequence[str]], object], messages: Sequence[str]) -> list[float]:
+def _time(answer: Answer, messages: Sequence[str]) -> list[float]:
     seconds = []
     for message in messages:
         start = time.perf_counter()
