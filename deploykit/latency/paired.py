@@ -22,7 +22,7 @@ from deploykit.runners import Message, Target
 
 _SLICES = 4
 """Of the budget; after each the rule is asked."""
-_BLOCK_S = 0.06
+_BLOCK_S = 0.04
 """Long enough for caches to be warm, short enough for a burst of another's load to fall on both sides."""
 _WARMUP = 5
 _STARTING = 0.3

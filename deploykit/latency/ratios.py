@@ -71,11 +71,11 @@ def ratios(rounds: Sequence[Round]) -> dict[Metric, Ratio]:
     """Every metric of the new side over the old one.
 
     p50 is the median over messages of new/old, each message against itself a moment before or after: what a burst of
-    another's load does to one side alone then counts for one message among many, and falls on either side alike. p95 and
-    p99 are ratios of the quantiles of all messages, throughput that of the time per message. Errors are standard
+    another's load does to one side alone then counts for one message among many, and falls on either side alike. p95
+    and p99 are ratios of the quantiles of all messages, throughput that of the time per message. Errors are standard
     deviations over resampled rounds (block bootstrap: Kuensch, *The jackknife and the bootstrap for general stationary
-    observations*, Ann. Statist. 17 (1989), 1217-1241): messages within a round are not independent, rounds nearly. Where
-    pairs of processes differ among themselves by more than that explains, their spread is the error.
+    observations*, Ann. Statist. 17 (1989), 1217-1241): messages within a round are not independent, rounds nearly.
+    Where pairs of processes differ among themselves by more than that explains, their spread is the error.
 
     Raises:
         LatencyError: there are fewer than two rounds, or one has no messages, unequal sides, or times that are not

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ["boundaries", "spent"]
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -35,8 +36,8 @@ def boundaries(fractions: Sequence[float], alpha: float) -> tuple[float, ...]:
     """What a standard normal statistic must exceed at each look, so that all looks together err with alpha at most.
 
     By recursive integration over the paths that have not crossed yet (Armitage, McPherson and Rowe, *Repeated
-    significance tests on accumulating data*, J. R. Statist. Soc. A 132 (1969), 235-244). A boundary depends on the looks
-    up to it alone, so looks need not be planned.
+    significance tests on accumulating data*, J. R. Statist. Soc. A 132 (1969), 235-244). A boundary depends on the
+    looks up to it alone, so looks need not be planned.
 
     Args:
         fractions: of the budget used at each look, rising, above 0; the last may be above 1.
@@ -48,7 +49,7 @@ def boundaries(fractions: Sequence[float], alpha: float) -> tuple[float, ...]:
     from scipy.optimize import brentq
     from scipy.special import ndtr
 
-    if not fractions or fractions[0] <= 0 or any(b <= a for a, b in zip(fractions, fractions[1:], strict=False)):
+    if not fractions or fractions[0] <= 0 or any(b <= a for a, b in itertools.pairwise(fractions)):
         raise LatencyError(f"looks at {list(fractions)} of the budget do not rise from above 0")
     if not 0 < alpha < 0.5:
         raise LatencyError(f"an error of {alpha} is not between 0 and 0.5")
@@ -61,10 +62,7 @@ def boundaries(fractions: Sequence[float], alpha: float) -> tuple[float, ...]:
         wanted = max(spent(fraction, alpha) - before_s, 1e-15)
         top = _REACH * np.sqrt(fraction)
 
-        def excess(limit: float, step: float = step, wanted: float = wanted) -> float:
-            return float(weights @ ndtr((places - limit) / step)) - wanted
-
-        limit = float(brentq(excess, -top, 2 * top))
+        limit = float(brentq(lambda s, w=weights, u=places, d=step, x=wanted: w @ ndtr((u - s) / d) - x, -top, 2 * top))
         found.append(limit / float(np.sqrt(fraction)))
         onward = np.linspace(-top, limit, _GRID)
         density = np.exp(-(((onward[:, None] - places[None, :]) / step) ** 2) / 2) @ weights / (step * _ROOT_2PI)
