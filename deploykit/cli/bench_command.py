@@ -24,6 +24,8 @@ from deploykit.errors import UsageError
 )
 @click.option("--tokenizer", type=click.Path(path_type=Path), help="The tokenizer's folder of a bare .onnx file.")
 @click.option("--task", default="text-classification", show_default=True, help="What the models do.")
+@click.option("--save-baseline", type=click.Path(path_type=Path), help="Write the figures of one target to this file.")
+@click.option("--version-name", default="", help="What the baseline calls this version: a tag, a commit.")
 @as_json
 def command(
     targets: tuple[str, ...],
@@ -35,6 +37,8 @@ def command(
     threads: int,
     tokenizer: Path | None,
     task: str,
+    save_baseline: Path | None,
+    version_name: str,
     as_json: bool,
 ) -> int:
     """Time TARGETS on the same messages, one at a time, each in its own process, in alternating blocks.
@@ -42,17 +46,26 @@ def command(
     A target is a checkpoint folder, an ONNX folder or file, or grpc://HOST:PORT/MODEL (http:// too). The first one is
     what the others are compared with.
     """
+    from deploykit.artifacts.atomic import write_atomic
     from deploykit.cli.json_output import print_json
     from deploykit.cli.render import Screen, stdout, timing_table
     from deploykit.pipeline.alone import bench_alone
+    from deploykit.pipeline.latency import make_baseline
 
     if twice := next((name for name in targets if targets.count(name) > 1), None):
         raise UsageError(f"{twice} is named twice", "name every target once")
+    if save_baseline is not None and len(targets) > 1:
+        raise UsageError("--save-baseline is for one target", "bench each by itself")
     with Screen() as screen:
         timed = bench_alone(
             targets, data=data, text=text, messages=messages, blocks=blocks, warmup=warmup, threads=threads,
             tokenizer=tokenizer, task=task, listener=screen,
         )  # fmt: skip
+    if save_baseline is not None:
+        baseline = make_baseline(
+            targets[0], timed[targets[0]], data=data, text=text, threads=threads, task=task, version=version_name
+        )
+        write_atomic(save_baseline, (baseline.model_dump_json(indent=1) + "\n").encode())
     base = timed[targets[0]].p50_ms
     rows = [
         {

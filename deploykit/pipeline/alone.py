@@ -32,6 +32,7 @@ from deploykit.events import Listener, ignore
 from deploykit.export.compatibility import preflight
 from deploykit.latency.measure import Samples, measure, spread_over
 from deploykit.parity.report import ParityReport
+from deploykit.pipeline.latency import timed_target
 from deploykit.pipeline.proof import compare_models
 from deploykit.pipeline.stages import choose_variant, package_settings
 from deploykit.recipe import Finetune, Goal, Package, Prune, Quantize
@@ -333,15 +334,7 @@ def bench_alone(
     listener: Listener = ignore,
 ) -> dict[str, Samples]:
     """Time targets on the messages of a data file, in alternating blocks."""
-    found = {name: target_from_text(name, task=task) for name in targets}
-    found = {
-        name: replace(
-            target,
-            threads=threads,
-            tokenizer=str(tokenizer) if tokenizer is not None and _lacks_tokenizer(target) else None,
-        )
-        for name, target in found.items()
-    }
+    found = {name: timed_target(name, threads=threads, tokenizer=tokenizer, task=task) for name in targets}
     texts = read_rows(data, Columns(text, None)).texts
     return measure(found, spread_over(texts, messages), blocks=blocks, warmup=warmup, listener=listener)
 
