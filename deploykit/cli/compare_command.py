@@ -6,26 +6,22 @@ __all__ = ["command"]
 
 import re
 from pathlib import Path
-from typing import Any
 
 import click
 
 from deploykit.cli.options import as_json
+from deploykit.errors import UsageError
 
 _METRICS = ("p50", "p95", "p99", "throughput")
 
 
-class _Share(click.ParamType):
+def _share(text: str) -> float:
     """A fraction, written 0.05 or 5%."""
-
-    name = "fraction"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        found = re.fullmatch(r"\s*(\d+(?:\.\d+)?|\.\d+)\s*(%?)\s*", str(value))
-        number = float(found[1]) / (100 if found[2] else 1) if found else 0.0
-        if not 0 < number <= 1:
-            self.fail(f"{value!r} is no share above 0 and up to 1, such as 5% or 0.05", param, ctx)
-        return number
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?|\.\d+)\s*(%?)\s*", text)
+    number = float(found[1]) / (100 if found[2] else 1) if found else 0.0
+    if not 0 < number <= 1:
+        raise UsageError(f"{text!r} is no share above 0 and up to 1", "write 5% or 0.05")
+    return number
 
 
 @click.command("compare")
@@ -34,18 +30,14 @@ class _Share(click.ParamType):
 @click.option("--data", required=True, help="Real messages to time: a file, hub:DATASET:SPLIT or sample:support/test.")
 @click.option("--text", default="text", show_default=True, help="The column that holds the message.")
 @click.option(
-    "--margin", type=_Share(), default="5%", show_default=True, help="The slow-down that is too much: 5% or 0.05."
+    "--margin", type=_share, default="5%", show_default=True, help="The slow-down that is too much: 5% or 0.05."
 )
 @click.option(
     "--require", type=click.Choice(_METRICS), multiple=True, default=("p50",), show_default=True,
     help="A metric that must be shown to be within the margin; repeatable. The others can only fail.",
 )  # fmt: skip
 @click.option(
-    "--budget",
-    type=click.FloatRange(1),
-    default=60,
-    show_default=True,
-    help="Seconds at most; a clear case ends early.",
+    "--budget", type=click.FloatRange(1), default=60, show_default=True, help="Seconds at most; clear cases end early."
 )
 @click.option("--rebase", metavar="OLD_ARTEFACT", help="With a baseline: time this, what it was made of, in its place.")
 @click.option(
