@@ -40,9 +40,7 @@ if TYPE_CHECKING:
     "--p99", type=click.FloatRange(0, min_open=True),
     help="server: the limit on p99 in ms; without --rate the highest rate that holds it is searched.",
 )  # fmt: skip
-@click.option(
-    "--hourly-price", type=click.FloatRange(0, min_open=True), help="Of the machine, for the cost of messages."
-)
+@click.option("--hourly-price", type=click.FloatRange(0, min_open=True), help="Of the machine: what messages cost.")
 @click.option("--save-baseline", type=click.Path(path_type=Path), help="Write the figures of one target to this file.")
 @click.option("--version-name", default="", help="What the baseline calls this version: a tag, a commit.")
 @as_json

@@ -97,9 +97,10 @@ def find_rate(
         LatencyError: as `run_server`.
     """
     tried: dict[float, Tried] = {}
-    while (
-        rate := next_rate({key: each.verdict.outcome == "pass" for key, each in tried.items()}, start_per_s)
-    ) is not (None):
+    while True:
+        rate = next_rate({key: each.verdict.outcome == "pass" for key, each in tried.items()}, start_per_s)
+        if rate is None:
+            break
         long_enough_s = max(seconds, 700 / rate)
         result = run_server(target, messages, rate_per_s=rate, seconds=long_enough_s, seed=len(tried))
         tried[rate] = Tried(rate, result, judge_load(result, p99_limit_ms=p99_limit_ms))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-__all__ = ["compare_alone", "make_baseline", "timed_target"]
+__all__ = ["compare_alone", "load_alone", "make_baseline", "timed_target"]
 
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal
 
 from deploykit.artifacts.digest import digest_file, digest_json, digest_tree
 from deploykit.data.readers import read_rows
@@ -16,8 +17,10 @@ from deploykit.errors import LatencyError, UsageError
 from deploykit.events import Listener, ignore
 from deploykit.latency.baseline import Baseline, baseline_of, check_baseline, read_baseline
 from deploykit.latency.comparison import Comparison, compare_live, compare_with_baseline
-from deploykit.latency.measure import Samples
+from deploykit.latency.load import judge_load
+from deploykit.latency.measure import Samples, spread_over
 from deploykit.latency.regression import Rule
+from deploykit.latency.scenarios import Tried, find_rate, run_offline, run_server
 from deploykit.machine import fingerprint
 from deploykit.runners import Target, target_from_text
 
@@ -115,6 +118,54 @@ def compare_alone(
         return compare_live(was, fresh, messages, rule, budget_s=budget_s, listener=listener)
     check_baseline(baseline, settings=_settings(fresh, threads), data=_messages_digest(messages), machine=fingerprint())
     return compare_with_baseline(baseline, fresh, messages, rule, budget_s=budget_s, listener=listener)
+
+
+def load_alone(
+    target: str,
+    *,
+    data: str,
+    text: str,
+    scenario: Literal["server", "offline"],
+    rate_per_s: float | None,
+    seconds: float,
+    p99_limit_ms: float | None,
+    messages: int,
+    threads: int,
+    tokenizer: Path | None,
+    task: str,
+    listener: Listener = ignore,
+) -> tuple[float | None, tuple[Tried, ...]]:
+    """A model or server under load; the highest rate that holds the limit, where it is searched, and every run.
+
+    Args:
+        target: a model or a server's URL.
+        data: real messages.
+        text: their column.
+        scenario: open loop, or all at once.
+        rate_per_s: of the open loop; None searches the highest that holds the limit.
+        seconds: of a run of the open loop.
+        p99_limit_ms: that p99 must stay below.
+        messages: how many of them offline.
+        threads: in process.
+        tokenizer: the tokenizer's folder of a bare .onnx file.
+        task: what the model does.
+        listener: hears of progress.
+
+    Raises:
+        UsageError: neither a rate nor a limit to search one by.
+        LatencyError: the target could not be run.
+    """
+    found = timed_target(target, threads=threads, tokenizer=tokenizer, task=task)
+    texts = list(read_rows(data, Columns(text, None)).texts)
+    if scenario == "offline":
+        result = run_offline(found, spread_over(texts, messages))
+        return None, (Tried(result.answered_per_s, result, judge_load(result)),)
+    if rate_per_s is not None:
+        result = run_server(found, texts, rate_per_s=rate_per_s, seconds=seconds)
+        return None, (Tried(rate_per_s, result, judge_load(result, p99_limit_ms=p99_limit_ms)),)
+    if p99_limit_ms is None:
+        raise UsageError("the server scenario needs --rate, or --p99 to search the highest rate that holds it")
+    return find_rate(found, texts, p99_limit_ms=p99_limit_ms, seconds=seconds, listener=listener)
 
 
 def _settings(target: Target, threads: int) -> dict[str, str | int | float]:
