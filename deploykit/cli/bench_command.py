@@ -5,11 +5,15 @@ from __future__ import annotations
 __all__ = ["command"]
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 import click
 
 from deploykit.cli.options import as_json
 from deploykit.errors import UsageError
+
+if TYPE_CHECKING:
+    from deploykit.latency.scenarios import Tried
 
 
 @click.command("bench")
@@ -24,6 +28,21 @@ from deploykit.errors import UsageError
 )
 @click.option("--tokenizer", type=click.Path(path_type=Path), help="The tokenizer's folder of a bare .onnx file.")
 @click.option("--task", default="text-classification", show_default=True, help="What the models do.")
+@click.option(
+    "--scenario", type=click.Choice(["single", "offline", "server"]), default="single", show_default=True,
+    help="One message at a time; all at once; or at random moments, timed from when each was due.",
+)  # fmt: skip
+@click.option("--rate", type=click.FloatRange(0, min_open=True), help="server: messages a second.")
+@click.option(
+    "--seconds", type=click.FloatRange(1), default=20, show_default=True, help="server: how long a run lasts at least."
+)
+@click.option(
+    "--p99", type=click.FloatRange(0, min_open=True),
+    help="server: the limit on p99 in ms; without --rate the highest rate that holds it is searched.",
+)  # fmt: skip
+@click.option("--hourly-price", type=click.FloatRange(0, min_open=True), help="Of the machine: what messages cost.")
+@click.option("--save-baseline", type=click.Path(path_type=Path), help="Write the figures of one target to this file.")
+@click.option("--version-name", default="", help="What the baseline calls this version: a tag, a commit.")
 @as_json
 def command(
     targets: tuple[str, ...],
@@ -35,24 +54,50 @@ def command(
     threads: int,
     tokenizer: Path | None,
     task: str,
+    scenario: Literal["single", "offline", "server"],
+    rate: float | None,
+    seconds: float,
+    p99: float | None,
+    hourly_price: float | None,
+    save_baseline: Path | None,
+    version_name: str,
     as_json: bool,
 ) -> int:
-    """Time TARGETS on the same messages, one at a time, each in its own process, in alternating blocks.
+    """Time TARGETS on the same messages: one at a time, each in its own process, in alternating blocks.
 
     A target is a checkpoint folder, an ONNX folder or file, or grpc://HOST:PORT/MODEL (http:// too). The first one is
-    what the others are compared with.
+    what the others are compared with. With --scenario one target is put under load. Exit status there: 0 the limits
+    hold, 4 they don't, 5 inconclusive, 1 the client can't keep the rate.
     """
+    from deploykit.artifacts.atomic import write_atomic
     from deploykit.cli.json_output import print_json
     from deploykit.cli.render import Screen, stdout, timing_table
     from deploykit.pipeline.alone import bench_alone
+    from deploykit.pipeline.latency import load_alone, make_baseline
 
     if twice := next((name for name in targets if targets.count(name) > 1), None):
         raise UsageError(f"{twice} is named twice", "name every target once")
+    if scenario != "single":
+        if len(targets) > 1 or save_baseline is not None:
+            raise UsageError(f"--scenario {scenario} is for one target and no baseline", "bench each by itself")
+        with Screen() as screen:
+            best, tried = load_alone(
+                targets[0], data=data, text=text, scenario=scenario, rate_per_s=rate, seconds=seconds, p99_limit_ms=p99,
+                messages=messages, threads=threads, tokenizer=tokenizer, task=task, listener=screen,
+            )  # fmt: skip
+        return _show_load(best, tried, hourly_price, searched=scenario == "server" and rate is None, as_json=as_json)
+    if save_baseline is not None and len(targets) > 1:
+        raise UsageError("--save-baseline is for one target", "bench each by itself")
     with Screen() as screen:
         timed = bench_alone(
             targets, data=data, text=text, messages=messages, blocks=blocks, warmup=warmup, threads=threads,
             tokenizer=tokenizer, task=task, listener=screen,
         )  # fmt: skip
+    if save_baseline is not None:
+        baseline = make_baseline(
+            targets[0], timed[targets[0]], data=data, text=text, threads=threads, task=task, version=version_name
+        )
+        write_atomic(save_baseline, (baseline.model_dump_json(indent=1) + "\n").encode())
     base = timed[targets[0]].p50_ms
     rows = [
         {
@@ -73,3 +118,28 @@ def command(
     first = timed[targets[0]]
     click.echo(f"{first.n} messages per target; {first.stolen:.0%} of the CPU time stolen by others meanwhile")
     return 0
+
+
+def _show_load(
+    best: float | None, tried: tuple[Tried, ...], hourly_price: float | None, *, searched: bool, as_json: bool
+) -> int:
+    from deploykit.cli.json_output import print_json
+    from deploykit.errors import ExitCode
+    from deploykit.report.load_report import load_json, load_lines
+
+    codes = {
+        "pass": ExitCode.PASS,
+        "fail": ExitCode.LATENCY_REGRESSED,
+        "inconclusive": ExitCode.INCONCLUSIVE,
+        "invalid": ExitCode.ERROR,
+    }
+    outcome = tried[-1].verdict.outcome
+    if searched:
+        outcome = "pass" if best is not None else "fail"
+    if as_json:
+        print_json(load_json(best, tried, hourly_price) | {"verdict": outcome, "exit_code": int(codes[outcome])})
+    else:
+        for line in load_lines(best, tried, hourly_price):
+            click.echo(line)
+        click.secho(f"verdict: {outcome}", bold=True)
+    return int(codes[outcome])

@@ -33,6 +33,7 @@ COMMANDS = {
     "package": "Write a Triton model repository from an ONNX folder, atomically.",
     "parity": "Prove or refute that two models answer alike.",
     "bench": "Latency of models, in process or through Triton, in alternating blocks.",
+    "compare": "Whether a model became slower: pass, fail or inconclusive, for CI.",
     "serve": "Start a real Triton server on a repository.",
     "ask": "Send text to a server and print the answer.",
     "doctor": "What this machine has, what is missing, and the command that adds it.",

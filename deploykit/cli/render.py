@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-__all__ = ["Screen", "mending_lines", "result_table", "stdout", "timing_table", "verdict_table"]
+__all__ = [
+    "Screen",
+    "mending_lines",
+    "regression_table",
+    "result_table",
+    "stdout",
+    "timing_table",
+    "verdict_table",
+]
 
 import time
 from collections.abc import Iterable, Mapping
@@ -20,6 +28,7 @@ from deploykit.events import Progress as Step
 
 if TYPE_CHECKING:
     from deploykit.latency.measure import Samples
+    from deploykit.latency.regression import Regression
     from deploykit.parity.verdict import Verdict
     from deploykit.report.result import RunResult
 
@@ -151,6 +160,21 @@ def mending_lines(mended: Mapping[str, Any]) -> list[str]:
             f"{mended['speedup_kept']:.0%} of the speed-up is kept"
         )
     return lines
+
+
+def regression_table(regression: Regression) -> Table:
+    """The metrics of a latency comparison, a row each."""
+    table = _table("new against old", "", "old", "new", "slow-down", "at least", "at most", "limit", "verdict")
+    for each in regression.metrics:
+        ratio = each.ratio
+        unit = "messages/s" if ratio.metric == "throughput" else "ms"
+        table.add_row(
+            f"{ratio.metric}, {unit}{'' if each.required else ' (may only fail)'}",
+            *(f"{value:.3g}" for value in (ratio.old, ratio.new)),
+            *(f"{value:.3f}" for value in (ratio.value, each.lower, each.upper, 1 + regression.rule.margin)),
+            Text(each.outcome, style=_COLOURS[each.outcome]),
+        )
+    return table
 
 
 def _table(title: str, name: str, *headings: str) -> Table:

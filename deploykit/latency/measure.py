@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-__all__ = ["Samples", "measure", "spread_over"]
+__all__ = ["Samples", "measure", "spread_over", "stolen_share"]
 
 import contextlib
-import dataclasses
-import json
-import subprocess
-import sys
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import psutil
@@ -20,6 +15,7 @@ from numpy.typing import NDArray
 
 from deploykit.errors import LatencyError
 from deploykit.events import Listener, Progress, ignore
+from deploykit.latency.processes import open_worker
 from deploykit.runners import Message, Target
 
 
@@ -94,9 +90,8 @@ def measure(
     parts = np.array_split(np.arange(len(messages)), min(blocks, len(messages)))
     timed: dict[str, list[NDArray[np.float64]]] = {name: [] for name in targets}
     with contextlib.ExitStack() as stack:
-        own = [sys.executable, "-W", "ignore", "-m", "deploykit.latency.worker"]
         workers = {
-            name: stack.enter_context(_worker(name, target, (commands or {}).get(name, own)))
+            name: stack.enter_context(open_worker(name, target, (commands or {}).get(name)))
             for name, target in targets.items()
         }
         before = psutil.cpu_times()
@@ -112,7 +107,7 @@ def measure(
                 timed[name].append(np.array(seconds) * 1e3)
                 done += 1
                 listener(Progress("latency", done, total, "block"))
-        stolen = _stolen(before, psutil.cpu_times())
+        stolen = stolen_share(before, psutil.cpu_times())
     return {name: Samples(name, tuple(found), stolen) for name, found in timed.items()}
 
 
@@ -122,64 +117,7 @@ def spread_over(messages: Sequence[Message], count: int) -> list[Message]:
     return [messages[index * len(messages) // count] for index in range(count)]
 
 
-class _Worker:
-    def __init__(self, name: str, process: subprocess.Popen[str], errors: IO[bytes]) -> None:
-        self._name, self._process, self._errors = name, process, errors
-
-    def ask(self, order: Mapping[str, Any]) -> dict[str, Any]:
-        assert self._process.stdin is not None
-        try:
-            self._process.stdin.write(json.dumps(order) + "\n")
-            self._process.stdin.flush()
-        except BrokenPipeError:  # it has ended; what it said before comes first
-            pass
-        reply = self._reply()
-        if reply is None:
-            raise LatencyError(
-                f"the process that times {self._name} ended (exit status {self._process.wait()}): {self._last_words()}",
-                "check that the model loads: `deploykit parity` and `deploykit ask` say more",
-            )
-        if "error" in reply:
-            raise LatencyError(f"{self._name}: {reply['error']}", reply.get("hint"))
-        return reply
-
-    def _reply(self) -> dict[str, Any] | None:
-        """The next line that is a reply; None at the end. What an interpreter prints as it starts is passed over."""
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            with contextlib.suppress(ValueError):
-                reply = json.loads(line)
-                if isinstance(reply, dict):
-                    return reply
-        return None
-
-    def _last_words(self) -> str:
-        self._errors.seek(0)
-        lines = self._errors.read().decode("utf-8", errors="replace").split("\n")
-        return next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
-
-
-@contextlib.contextmanager
-def _worker(name: str, target: Target, command: Sequence[str]) -> Iterator[_Worker]:
-    # What libraries warn of was heard when the model was first loaded: kept for the case that the process dies.
-    with (
-        tempfile.TemporaryFile() as errors,
-        subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, encoding="utf-8"
-        ) as process,
-    ):
-        worker = _Worker(name, process, errors)
-        try:
-            worker.ask(dataclasses.asdict(target))
-            yield worker
-        finally:
-            process.kill()
-            if process.stdin is not None:
-                with contextlib.suppress(BrokenPipeError):  # what it did not live to read
-                    process.stdin.close()
-
-
-def _stolen(before: Any, after: Any) -> float:
+def stolen_share(before: Any, after: Any) -> float:
     """The share of steal in all CPU time between two readings; 0 where the system does not tell."""
     total = sum(after) - sum(before)
     steal = getattr(after, "steal", 0.0) - getattr(before, "steal", 0.0)

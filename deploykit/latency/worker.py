@@ -15,12 +15,18 @@ from deploykit.errors import DeploykitError
 from deploykit.runners import Runner, Target, open_runner
 from deploykit.tasks import find_task
 
+Answer = Callable[[Sequence[str]], object]
 
-def main() -> int:
+
+def main(around: Callable[[Answer], Answer] | None = None) -> int:
     """Serve the parent until its end of the pipe closes.
 
     The first line names the target; each further one asks for a block: `messages` to time, after `warmup` others.
-    The answer is the seconds of each message, from its text to its answer.
+    The answer is the seconds of each message, from its text to its answer. With `due` they are answered in turn, none
+    before it is due, with `batch` so many at once: the answer then is when each was due, begun and done.
+
+    Args:
+        around: what is put around every call, by a program that tries what a known delay does.
     """
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what libraries print must not reach the parent's parser
@@ -28,19 +34,25 @@ def main() -> int:
         target = Target(**json.loads(sys.stdin.readline()))
         with open_runner(target) as runner:
             answer = _answerer(runner, target)
+            answer = around(answer) if around is not None else answer
             _reply(replies, {"name": runner.name})
             for line in sys.stdin:
                 order = json.loads(line)
                 for message in order["warmup"]:
                     answer([message])
-                _reply(replies, {"seconds": _time(answer, order["messages"])})
+                if "due" in order:
+                    _reply(replies, {"sent": _when_due(answer, order["messages"], order["due"])})
+                elif "batch" in order:
+                    _reply(replies, {"sent": _all_at_once(answer, order["messages"], order["batch"])})
+                else:
+                    _reply(replies, {"seconds": _time(answer, order["messages"])})
     except DeploykitError as error:
         _reply(replies, {"error": error.message, "hint": error.hint})
         return int(error.exit_code)
     return 0
 
 
-def _answerer(runner: Runner, target: Target) -> Callable[[Sequence[str]], object]:
+def _answerer(runner: Runner, target: Target) -> Answer:
     """From messages to what a client would be told; a server does the last step itself."""
     task = find_task(target.task)
     if target.kind == "triton":
@@ -50,13 +62,33 @@ def _answerer(runner: Runner, target: Target) -> Callable[[Sequence[str]], objec
     return lambda messages: task.answers(runner.infer(messages), names)
 
 
-def _time(answer: Callable[[Sequence[str]], object], messages: Sequence[str]) -> list[float]:
+def _time(answer: Answer, messages: Sequence[str]) -> list[float]:
     seconds = []
     for message in messages:
         start = time.perf_counter()
         answer([message])
         seconds.append(time.perf_counter() - start)
     return seconds
+
+
+def _when_due(answer: Answer, messages: Sequence[str], due: Sequence[float]) -> list[tuple[float, float, float]]:
+    start, found = time.perf_counter(), []
+    for message, when in zip(messages, due, strict=True):
+        if (wait := start + when - time.perf_counter()) > 0:
+            time.sleep(wait)
+        # What waits for the one before has been sent all the same: it stands in the queue.
+        answer([message])
+        found.append((when, when, time.perf_counter() - start))
+    return found
+
+
+def _all_at_once(answer: Answer, messages: Sequence[str], batch: int) -> list[tuple[float, float, float]]:
+    start, found = time.perf_counter(), []
+    for first in range(0, len(messages), batch):
+        part = messages[first : first + batch]
+        answer(part)
+        found += [(0.0, 0.0, time.perf_counter() - start)] * len(part)
+    return found
 
 
 def _reply(stream: IO[str], value: dict[str, Any]) -> None:

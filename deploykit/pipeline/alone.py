@@ -34,13 +34,14 @@ from deploykit.latency.measure import Samples, measure, spread_over
 from deploykit.parity.report import ParityReport
 from deploykit.pipeline.choice import choose_variant
 from deploykit.pipeline.comparison import Question, compare_models
+from deploykit.pipeline.latency import timed_target
 from deploykit.pipeline.localization import with_location
 from deploykit.pipeline.measuring import OutputCache
 from deploykit.pipeline.pairs import labels_or_error, pair_from_text, tokenizer_folder
 from deploykit.pipeline.reproducer import write_reproducer
 from deploykit.pipeline.stages import package_settings
 from deploykit.recipe import Finetune, Goal, Package, Prune, Quantize
-from deploykit.runners import Target, target_from_text
+from deploykit.runners import Target
 from deploykit.runners.checkpoint import resolve_model
 from deploykit.tasks import find_task
 from deploykit.triton.package import build_package, labels_from_folder
@@ -344,15 +345,7 @@ def bench_alone(
     listener: Listener = ignore,
 ) -> dict[str, Samples]:
     """Time targets on the messages of a data file, in alternating blocks."""
-    found = {name: target_from_text(name, task=task) for name in targets}
-    found = {
-        name: replace(
-            target,
-            threads=threads,
-            tokenizer=str(tokenizer) if tokenizer is not None and _lacks_tokenizer(target) else None,
-        )
-        for name, target in found.items()
-    }
+    found = {name: timed_target(name, threads=threads, tokenizer=tokenizer, task=task) for name in targets}
     texts = read_rows(data, Columns(text, None)).texts
     return measure(found, spread_over(texts, messages), blocks=blocks, warmup=warmup, listener=listener)
 

@@ -50,7 +50,7 @@ class FakeWorkers:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.asked: list[tuple[str, list[str], list[str]]] = []
         self.open = 0
-        monkeypatch.setattr(module, "_worker", self.worker)
+        monkeypatch.setattr(module, "open_worker", self.worker)
 
     @contextlib.contextmanager
     def worker(self, name: str, target: Target, command: object) -> Iterator[Any]:

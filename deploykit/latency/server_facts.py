@@ -1,0 +1,104 @@
+"""What a Triton server tells of itself: where requests spent their time, and what flatters a measurement."""
+
+from __future__ import annotations
+
+__all__ = ["ModelTimes", "breakdown_between", "flags_of", "read_statistics", "server_flags"]
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from deploykit.errors import ServerError
+from deploykit.runners import Target
+from deploykit.runners.triton_wire import parse_url
+
+_PARTS = ("queue", "compute_input", "compute_infer", "compute_output")
+_TIMEOUT_S = 10.0
+
+
+@dataclass(frozen=True)
+class ModelTimes:
+    """Since the server started: requests answered by a model, executions, and nanoseconds in each part."""
+
+    requests: int
+    executions: int
+    parts_ns: Mapping[str, int]
+
+
+def read_statistics(target: Target) -> dict[str, ModelTimes]:
+    """The counters of every model that has answered; a text entry and the model behind it are two.
+
+    Raises:
+        ServerError: the server does not tell.
+    """
+    found: dict[str, ModelTimes] = {}
+    for model in _ask(target, "statistics")["model_stats"]:
+        inner = model.get("inference_stats", {})
+        parts = {part: int(inner.get(part, {}).get("ns", 0)) for part in _PARTS}
+        times = ModelTimes(int(inner.get("success", {}).get("count", 0)), int(model.get("execution_count", 0)), parts)
+        if times.requests:
+            found[str(model["name"])] = times
+    return found
+
+
+def breakdown_between(before: Mapping[str, ModelTimes], after: Mapping[str, ModelTimes]) -> dict[str, float]:
+    """Mean milliseconds of a request by model and part, and the mean batch, between two readings."""
+    found: dict[str, float] = {}
+    for name, now in after.items():
+        then = before.get(name, ModelTimes(0, 0, dict.fromkeys(_PARTS, 0)))
+        if (requests := now.requests - then.requests) <= 0:
+            continue
+        for part in _PARTS:
+            found[f"{name}.{part}"] = (now.parts_ns[part] - then.parts_ns[part]) / requests / 1e6
+        if (executions := now.executions - then.executions) > 0:
+            found[f"{name}.requests_per_execution"] = requests / executions
+    return found
+
+
+def server_flags(target: Target) -> tuple[str, ...]:
+    """What in a model's configuration makes its latency look better or worse than it is; row by row in words.
+
+    Raises:
+        ServerError: the server does not tell.
+    """
+    return flags_of(_ask(target, "config"))
+
+
+def flags_of(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The same from a configuration."""
+    flags = []
+    if config.get("response_cache", {}).get("enable"):
+        flags.append("the response cache is on: repeated messages are not inferred")
+    if not config.get("model_warmup"):
+        flags.append("the model has no warm-up: the first requests of a fresh server are slower")
+    return tuple(flags)
+
+
+def _ask(target: Target, what: str) -> dict[str, Any]:
+    """A server's statistics, or a model's configuration, in the JSON form that both protocols share."""
+    address, model = parse_url(target.location)
+    try:
+        if address.protocol == "grpc":
+            from tritonclient.grpc import InferenceServerClient as GrpcClient
+
+            with GrpcClient(address.netloc, ssl=address.tls) as client:
+                if what == "statistics":
+                    said = client.get_inference_statistics(as_json=True, client_timeout=_TIMEOUT_S)
+                else:
+                    said = client.get_model_config(model, as_json=True, client_timeout=_TIMEOUT_S)["config"]
+        else:
+            from tritonclient.http import InferenceServerClient as HttpClient
+
+            with HttpClient(address.netloc, ssl=address.tls) as client:
+                said = client.get_inference_statistics() if what == "statistics" else client.get_model_config(model)
+    except (OSError, _inference_error()) as error:
+        raise ServerError(f"{address} does not tell its {what}: {error}", "is it a Triton server?") from error
+    found: dict[str, Any] = said
+    return found
+
+
+def _inference_error() -> type[Exception]:
+    from tritonclient.utils import InferenceServerException
+
+    failure: type[Exception] = InferenceServerException
+    return failure
