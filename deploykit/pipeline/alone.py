@@ -37,11 +37,10 @@ from deploykit.pipeline.comparison import Question, compare_models
 from deploykit.pipeline.latency import timed_target
 from deploykit.pipeline.localization import with_location
 from deploykit.pipeline.measuring import OutputCache
-from deploykit.pipeline.pairs import labels_or_error, pair_from_text, tokenizer_folder
+from deploykit.pipeline.pairs import labels_or_error, pair_from_text
 from deploykit.pipeline.reproducer import write_reproducer
 from deploykit.pipeline.stages import package_settings
 from deploykit.recipe import Finetune, Goal, Package, Prune, Quantize
-from deploykit.runners import Target
 from deploykit.runners.checkpoint import resolve_model
 from deploykit.tasks import find_task
 from deploykit.triton.package import build_package, labels_from_folder
@@ -348,7 +347,3 @@ def bench_alone(
     found = {name: timed_target(name, threads=threads, tokenizer=tokenizer, task=task) for name in targets}
     texts = read_rows(data, Columns(text, None)).texts
     return measure(found, spread_over(texts, messages), blocks=blocks, warmup=warmup, listener=listener)
-
-
-def _lacks_tokenizer(target: Target) -> bool:
-    return target.kind != "triton" and tokenizer_folder(target) is None
