@@ -52,7 +52,7 @@ def command(
     task: str,
     report: Path | None,
     text: str,
-    label: str,
+    label: str | tuple[str, ...],
     as_json: bool,
 ) -> int:
     """Prove or refute that CANDIDATE answers like REFERENCE.

@@ -13,11 +13,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from deploykit.artifacts.store import Draft
 from deploykit.compress.vocabulary import is_trimmed
+from deploykit.data.labels import Label
 from deploykit.errors import ParityError
 from deploykit.events import Listener, Progress, Warn, ignore
 from deploykit.machine import instruction_set
@@ -29,16 +29,16 @@ from deploykit.parity.fidelity import (
     judge_tokenizer,
     judge_trimmed_tokenizer,
 )
-from deploykit.parity.flips import judge_flips
+from deploykit.parity.flips import ByClass, judge_flips
 from deploykit.parity.identity import compare_answers
 from deploykit.parity.report import ParityReport, Predictions, build_report
 from deploykit.parity.verdict import Verdict
 from deploykit.pipeline.context import Context
 from deploykit.pipeline.stages import package_settings
 from deploykit.runners import Target, infer_all, open_runner
+from deploykit.runners.labels import labels_from_folder
 from deploykit.runners.tokenize import Encoder, max_length_from_folder
-from deploykit.tasks import Task
-from deploykit.triton.package import labels_from_folder
+from deploykit.tasks import Answer, Task
 
 CLIENTS = 16
 """Clients at a time when answers are checked under load."""
@@ -53,17 +53,17 @@ class ModelOutputs:
 
     Attributes:
         outputs: named arrays [messages, ...].
-        answers: the best label of each.
+        answers: what a client is told.
     """
 
     outputs: dict[str, NDArray[Any]]
-    answers: tuple[str, ...]
+    answers: tuple[Answer, ...]
 
-    def predictions(self, task: Task, targets: NDArray[Any] | None, *, with_outputs: bool = False) -> Predictions:
+    def predictions(self, task: Task, right: Sequence[Answer] | None, *, with_outputs: bool = False) -> Predictions:
         """As a parity report takes them."""
-        correct = None if targets is None else task.correct(self.outputs, targets)
+        scores = None if right is None else task.scores(self.answers, right)
         logits = {task.output: self.outputs[task.output]} if with_outputs else None
-        return Predictions(self.answers, correct, logits)
+        return Predictions(self.answers, None if scores is None else scores.correct, logits, scores)
 
 
 def prove(context: Context, draft: Draft) -> str:
@@ -75,7 +75,7 @@ def prove(context: Context, draft: Draft) -> str:
     """
     task, data, goal, listener = context.task, context.data(), context.recipe.goal, context.listener
     texts = list(data.test.texts)
-    targets = task.targets(data.test.labels or (), data.label_names)
+    right = task.right_answers(data.test.labels or (), data.label_names)
     finetuned, exported, shipped = (context.folder(stage) for stage in ("finetune", "export", "quantize"))
     engine = serving_engine(context.recipe.serve.engine, listener)
     pruned = context.checkpoint != finetuned
@@ -109,19 +109,20 @@ def prove(context: Context, draft: Draft) -> str:
             )
             checks += served_checks
     report = build_report(
-        reference.predictions(task, targets),
-        final.predictions(task, targets),
+        reference.predictions(task, right),
+        final.predictions(task, right),
         texts,
         instruction_set=instruction_set(),
         served=engine is not None,
-        labels=data.test.labels,
+        labels=right,
+        by_class=_by_class(task, reference, final, right),
         metric=task.metric,
         margin=goal.max_drop,
         confidence=goal.confidence,
         checks=checks,
     )
     (draft.path / "parity.json").write_text(report.model_dump_json(indent=1), encoding="utf-8")
-    fp32_metric = task.metrics(fp32.outputs, targets)[task.metric]
+    fp32_metric = task.scores(fp32.answers, right).value
     draft.info.update({"verdict": report.verdict, "fp32_onnx": float(fp32_metric), "engine": engine, **served_info})
     upper = "" if report.drop_upper is None else f", drop at most {report.drop_upper:.2%}"
     return f"{report.statement}{upper}"
@@ -172,10 +173,10 @@ def run_target(
 
 def _named(outputs: dict[str, NDArray[Any]], task: Task, labels: Sequence[str]) -> ModelOutputs:
     """A server names its answer itself; in process the labels do."""
-    if "label" in outputs:
-        return ModelOutputs(outputs, tuple(str(label) for label in outputs["label"]))
+    if "answer" in outputs:
+        return ModelOutputs(outputs, tuple(outputs["answer"]))
     try:
-        return ModelOutputs(outputs, tuple(answer.label for answer in task.answers(outputs, labels)))
+        return ModelOutputs(outputs, tuple(task.answers(outputs, labels)))
     except IndexError:
         raise ParityError(
             f"a model gives {outputs[task.output].shape[-1]} logits, and {len(labels)} labels have a name",
@@ -268,19 +269,25 @@ def _check_served(
     return served, checks, {"flips_under_load": changed, "clients": CLIENTS}
 
 
-def _under_load(open_client: Callable[[], Any], texts: Sequence[str], steps: _Steps) -> tuple[str, ...]:
+def _by_class(task: Task, reference: ModelOutputs, candidate: ModelOutputs, right: Sequence[Answer]) -> ByClass | None:
+    """What recall by class is counted on; None where an answer is one class."""
+    asked, before = task.by_class(reference.answers, right)
+    return None if asked is right else (before, task.by_class(candidate.answers, right)[1], asked)
+
+
+def _under_load(open_client: Callable[[], Any], texts: Sequence[str], steps: _Steps) -> tuple[Answer, ...]:
     """The answers when 16 clients ask at a time, one message each."""
     local = threading.local()
     with contextlib.ExitStack() as stack, ThreadPoolExecutor(CLIENTS) as pool:
         opening = threading.Lock()
 
-        def ask(text: str) -> str:
+        def ask(text: str) -> Answer:
             if not hasattr(local, "runner"):
                 with opening:
                     local.runner = stack.enter_context(open_client())
-            label = str(local.runner.infer([text])["label"][0])
+            answer: Answer = local.runner.infer([text])["answer"][0]
             steps.count([0])
-            return label
+            return answer
 
         return tuple(pool.map(ask, texts))
 
@@ -289,7 +296,7 @@ def compare_models(
     reference: Target,
     candidate: Target,
     texts: Sequence[str],
-    label_texts: Sequence[str] | None,
+    given: Sequence[Label] | None,
     task: Task,
     *,
     labels: Sequence[str],
@@ -305,7 +312,7 @@ def compare_models(
         reference: what to live up to.
         candidate: what is on trial.
         texts: the messages.
-        label_texts: their right labels; None checks behaviour without the metric.
+        given: their right labels; None checks behaviour without the metric.
         task: what both do.
         labels: the reference's labels in index order.
         max_drop: the drop of the metric that is too much.
@@ -335,22 +342,19 @@ def compare_models(
     if folders[0] is not None and folders[1] is not None:
         elsewhere = Path(reference.tokenizer or folders[0]), Path(candidate.tokenizer or folders[1])
         checks += judge_forms(folders[0], folders[1], texts, tokenizers=elsewhere)
-    targets = None if label_texts is None else task.targets(label_texts, labels)
-    if targets is None and max_flips is None:
+    right = None if given is None else task.right_answers(given, labels)
+    if right is None and max_flips is None:
         max_flips = max_drop
-    right = None if targets is None else [labels[index] for index in targets]
     return build_report(
-        first.predictions(task, targets, with_outputs=True),
-        replace(
-            second.predictions(task, targets, with_outputs=True),
-            correct=None if right is None else np.array([a == b for a, b in zip(second.answers, right, strict=True)]),
-        ),
+        first.predictions(task, right, with_outputs=True),
+        second.predictions(task, right, with_outputs=True),
         texts,
         instruction_set=instruction_set(),
         served=candidate.kind == "triton",
-        labels=label_texts,
+        labels=right,
+        by_class=None if right is None else _by_class(task, first, second, right),
         metric=task.metric,
-        margin=max_drop if targets is not None else None,
+        margin=max_drop if right is not None else None,
         max_flips=max_flips,
         tolerance=tolerance,
         confidence=confidence,

@@ -10,23 +10,24 @@ import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from deploykit.artifacts.store import Draft
 from deploykit.data.dataset import LabelledData, load_data
 from deploykit.errors import ModelError
 from deploykit.events import Listener, Note, Progress, Warn, ignore
-from deploykit.parity.intervals import clopper_pearson_upper, paired_drop_lower
+from deploykit.parity.intervals import clopper_pearson_upper
+from deploykit.parity.noninferiority import score_drop_bounds
 from deploykit.pipeline.context import Context
 from deploykit.pipeline.plan import Stage
 from deploykit.recipe import Package, Quantize
 from deploykit.recipe.machine import this_machine
 from deploykit.runners import Target, infer_all, open_runner
-from deploykit.tasks import Task
+from deploykit.tasks import Answer, Task
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class CachedStage:
 
 def _make_data(context: Context, draft: Draft) -> str:
     recipe = context.recipe
-    data, report = load_data(recipe.data, recipe.seed, context.base)
+    data, report = load_data(recipe.data, recipe.seed, context.base, context.task.label_form(recipe.data.label))
     for part in ("train", "validation", "test"):
         _write_json(draft.path / f"{part}.json", dataclasses.asdict(getattr(data, part)))
     _write_json(draft.path / "labels.json", list(data.label_names))
@@ -180,7 +181,7 @@ def choose_variant(
         return "none: float32 as exported"
     variants = scheme_variants(settings.scheme, settings.fusions)
     calibration = sampled(data.train.texts, settings.calibration_rows, seed)
-    targets = task.targets(data.validation.labels or (), data.label_names)
+    right = task.right_answers(data.validation.labels or (), data.label_names)
     total = len(variants) * 2 + 1
     with tempfile.TemporaryDirectory(dir=out.parent) as scratch:
         folders, reports = {}, {}
@@ -190,13 +191,11 @@ def choose_variant(
             reports[variant.name] = quantize(source, folder, variant, calibration=calibration, listener=listener)
             folders[variant.name] = folder
         listener(Progress("quantize", len(variants), total, "step"))
-        right = task.correct(reference := _logits(source, data.validation.texts), targets)
+        answered = partial(_answers, texts=data.validation.texts, task=task, names=data.label_names)
+        reference = answered(source)
 
         def compared(folder: Path) -> Candidate:
-            outputs = _logits(folder, data.validation.texts)
-            batched = _logits(folder, data.validation.texts, _BATCH)
-            now_right = task.correct(outputs, targets)
-            return _compared(right, now_right, *(each[task.output] for each in (reference, outputs, batched)))
+            return _compared(reference, answered(folder), answered(folder, batch=_BATCH), right, task)
 
         found = {}
         for number, (name, folder) in enumerate(folders.items()):
@@ -286,19 +285,18 @@ def choose(candidates: Mapping[str, Candidate], max_drop: float) -> str:
 
 
 def _compared(
-    right: NDArray[np.bool_],
-    now_right: NDArray[np.bool_],
-    reference: NDArray[Any],
-    logits: NDArray[Any],
-    batched: NDArray[Any],
+    reference: Sequence[Answer],
+    answers: Sequence[Answer],
+    batched: Sequence[Answer],
+    right: Sequence[Answer],
+    task: Task,
 ) -> Candidate:
-    b, c = int(np.sum(right & ~now_right)), int(np.sum(~right & now_right))
-    answers = logits.argmax(axis=-1)
+    before, after = task.scores(reference, right), task.scores(answers, right)
     return Candidate(
-        drop=(b - c) / len(right),
-        drop_lower=paired_drop_lower(b, c, len(right), 0.95),
-        flips=int(np.sum(reference.argmax(axis=-1) != answers)),
-        batched_flips=int(np.sum(batched.argmax(axis=-1) != answers)),
+        drop=before.value - after.value,
+        drop_lower=score_drop_bounds(before, after)[0],
+        flips=sum(ours != theirs for ours, theirs in zip(reference, answers, strict=True)),
+        batched_flips=sum(ours != theirs for ours, theirs in zip(batched, answers, strict=True)),
         n=len(right),
     )
 
@@ -350,10 +348,10 @@ CACHED_STAGES: Mapping[Stage, CachedStage] = {
 }
 
 
-def _logits(folder: Path, texts: Sequence[str], batch: int = 1) -> dict[str, NDArray[Any]]:
+def _answers(folder: Path, texts: Sequence[str], task: Task, names: Sequence[str], batch: int = 1) -> list[Answer]:
     batches = [list(range(start, min(start + batch, len(texts)))) for start in range(0, len(texts), batch)]
-    with open_runner(Target("onnxruntime", str(folder))) as runner:
-        return infer_all(runner, texts, batches)
+    with open_runner(Target("onnxruntime", str(folder), task=task.name)) as runner:
+        return task.answers(infer_all(runner, texts, batches), names)
 
 
 def sampled(texts: Sequence[str], count: int, seed: int) -> list[str]:

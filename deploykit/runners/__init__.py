@@ -55,6 +55,8 @@ def target_from_text(text: str, *, task: str = "text-classification", tokenizer:
 def infer_all(runner: Runner, messages: Sequence[Message], batches: Iterable[Sequence[int]]) -> dict[str, np.ndarray]:
     """The outputs for all messages, in their order, run in the given batches of indices.
 
+    What has a row for each token has as many as the longest message, zeros behind the end of the others.
+
     Raises:
         ParityError: there are no messages, the batches do not cover each once, or an output has not a row for each.
     """
@@ -68,9 +70,10 @@ def infer_all(runner: Runner, messages: Sequence[Message], batches: Iterable[Seq
         if not len(batch) or not all(0 <= index < len(messages) for index in batch):
             raise ParityError(f"a batch of {len(batch)} holds no messages, or other ones than the {len(messages)}")
         outputs = runner.infer([messages[index] for index in batch])
-        for name, values in outputs.items():
+        for name, given in outputs.items():
             if name not in gathered:
-                gathered[name] = np.empty((len(messages), *values.shape[1:]), dtype=values.dtype)
+                gathered[name] = np.zeros((len(messages), *given.shape[1:]), dtype=given.dtype)
+            values, gathered[name] = _equally_long(given, gathered[name])
             if values.shape != (len(batch), *gathered[name].shape[1:]):
                 raise ParityError(
                     f"{runner.name}: {name!r} has shape {list(values.shape)} for {len(batch)} messages",
@@ -81,3 +84,14 @@ def infer_all(runner: Runner, messages: Sequence[Message], batches: Iterable[Seq
     if not (seen == 1).all():
         raise ParityError(f"the batches cover {np.count_nonzero(seen)} of {len(messages)} messages, some not just once")
     return gathered
+
+
+def _equally_long(*arrays: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Arrays [messages, tokens, ...] with as many tokens as the longest, zeros behind the end; others as they are."""
+    import numpy as np
+
+    if any(each.ndim < 3 or each.shape[2:] != arrays[0].shape[2:] for each in arrays):
+        return arrays
+    longest = max(each.shape[1] for each in arrays)
+    room = [[(0, 0), (0, longest - each.shape[1]), *[(0, 0)] * (each.ndim - 2)] for each in arrays]
+    return tuple(np.pad(each, pads) if pads[1][1] else each for each, pads in zip(arrays, room, strict=True))
