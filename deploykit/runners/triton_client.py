@@ -131,10 +131,9 @@ class TritonClient:
         if task is None:
             raise self._malformed(f"outputs {', '.join(found) or 'none'}, which no text model has")
         for name, values in found.items():
-            if values.ndim == 0 or len(values) != len(texts):
-                raise self._malformed(
-                    f"output {name} has {len(values) if values.ndim else 'no'} rows for {len(texts)} messages"
-                )
+            rows = len(values) if values.ndim else 0
+            if rows != len(texts):
+                raise self._malformed(f"output {name} has {rows} rows for {len(texts)} messages")
         try:
             return task.served_answers(found), found
         except ValueError as error:
