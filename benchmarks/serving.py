@@ -26,12 +26,13 @@ from machine_facts import finish
 from deploykit.data.readers import read_rows
 from deploykit.data.table import Columns
 from deploykit.runners import Target, open_runner
+from deploykit.runners.labels import labels_from_folder
 from deploykit.runners.onnx_runner import OnnxRunner
 from deploykit.tasks import find_task
 from deploykit.triton.config import InstanceGroup, Tensor, parse_config, tensor_model_config, write_config
 from deploykit.triton.embedded import EmbeddedServer
 from deploykit.triton.entries import vendor_tokenizers
-from deploykit.triton.package import PackageSettings, build_package, labels_from_folder
+from deploykit.triton.package import PackageSettings, build_package
 
 NAIVE_TOKENIZER = """
 import json, os, sys

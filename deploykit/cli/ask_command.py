@@ -19,7 +19,7 @@ from deploykit.cli.options import as_json
 @click.option(
     "--repository", type=click.Path(path_type=Path), help="Start an embedded Triton on this repository, ask, stop it."
 )
-@click.option("--top-k", type=click.IntRange(1), default=1, show_default=True, help="How many labels.")
+@click.option("--top-k", type=click.IntRange(1), default=1, show_default=True, help="How many labels, for a class.")
 @click.option(
     "--timeout", "timeout_s", type=click.FloatRange(min=0, min_open=True), default=10.0, show_default=True,
     help="Seconds to wait for an answer.",
@@ -34,7 +34,7 @@ def command(
     timeout_s: float,
     as_json: bool,
 ) -> int:
-    """Send TEXT to MODEL on a Triton server and print its label and score."""
+    """Send TEXT to MODEL on a Triton server and print its answer: a label and its score, or entities."""
     from deploykit.cli.json_output import print_json
     from deploykit.cli.render import Screen
     from deploykit.runners.triton_client import TritonClient
@@ -48,18 +48,9 @@ def command(
         client = stack.enter_context(TritonClient(url, timeout_s=timeout_s))
         answers = client.ask(model, list(messages), top_k=top_k)
     if as_json:
-        rows = [
-            {
-                "text": text,
-                "label": answer.label,
-                "score": answer.score,
-                "alternatives": [{"label": label, "score": score} for label, score in answer.alternatives],
-            }
-            for text, answer in zip(messages, answers, strict=True)
-        ]
+        rows = [{"text": text, **answer.as_json(text)} for text, answer in zip(messages, answers, strict=True)]
         print_json({"model": model, "answers": rows})
         return 0
     for text, answer in zip(messages, answers, strict=True):
-        others = "".join(f", {label} {score:.1%}" for label, score in answer.alternatives)
-        click.echo(f"{answer.label} ({answer.score:.1%}{others})  {text}")
+        click.echo(answer.line(text))
     return 0

@@ -38,8 +38,9 @@ def command(recipe: Path, overrides: tuple[str, ...], with_data: bool, workspace
     report = None
     if with_data:
         from deploykit.data.dataset import load_data
+        from deploykit.tasks import find_task
 
-        _, report = load_data(loaded.data, loaded.seed)
+        _, report = load_data(loaded.data, loaded.seed, form=find_task(loaded.task).label_form(loaded.data.label))
         warnings += report.warnings
     last = last_run(workspace, loaded.name)
     if as_json:

@@ -45,7 +45,7 @@ def command(
     seed: int,
     trust_pickle: bool,
     text: str,
-    label: str,
+    label: str | tuple[str, ...],
     as_json: bool,
     **values: Any,
 ) -> int:

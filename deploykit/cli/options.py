@@ -35,11 +35,16 @@ seed_number = click.IntRange(0, 2**32 - 1)
 
 
 def column_options(command: Command) -> Command:
-    """`--text` and `--label`: the columns of a data file."""
-    command = click.option("--label", default="label", show_default=True, help="The column that holds the label.")(
-        command
-    )
+    """`--text` and `--label`: the columns of a data file; several labels where a task has its label in parts."""
+    command = click.option(
+        "--label", multiple=True, default=("label",), show_default=True, callback=_one_or_several,
+        help="The column that holds the label; give it three times for an entity's label, start and end.",
+    )(command)  # fmt: skip
     return click.option("--text", default="text", show_default=True, help="The column that holds the message.")(command)
+
+
+def _one_or_several(context: click.Context, option: click.Parameter, names: tuple[str, ...]) -> str | tuple[str, ...]:
+    return names[0] if len(names) == 1 else names
 
 
 def file_or_fraction(text: str) -> str | float:

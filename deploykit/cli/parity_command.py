@@ -57,7 +57,7 @@ def command(
     reproduce: Path | None,
     report: Path | None,
     text: str,
-    label: str,
+    label: str | tuple[str, ...],
     as_json: bool,
 ) -> int:
     """Prove or refute that CANDIDATE answers like REFERENCE.

@@ -57,7 +57,7 @@ def command(
     task: str,
     seed: int,
     text: str,
-    label: str,
+    label: str | tuple[str, ...],
     as_json: bool,
     **values: Any,
 ) -> int:

@@ -91,15 +91,18 @@ def pruned_copy(model: PreTrainedModel, found: Candidates, choice: Sequence[Laye
 def divergence(
     model: PreTrainedModel, batches: Sequence[Mapping[str, Any]], expected: Sequence[torch.Tensor], output: str
 ) -> float:
-    """Mean Kullback-Leibler divergence of a model's answers from the expected logits, nats a message."""
+    """Mean Kullback-Leibler divergence of a model's answers from the expected logits, nats a message (or token)."""
     import torch
 
     total, count = 0.0, 0
     with torch.inference_mode():
         for batch, logits in zip(batches, expected, strict=True):
-            found = model.eval()(**batch)[output].log_softmax(-1)
-            total += float(torch.nn.functional.kl_div(found, logits.log_softmax(-1), reduction="sum", log_target=True))
-            count += len(logits)
+            found, wanted = model.eval()(**batch)[output].log_softmax(-1), logits.log_softmax(-1)
+            if found.ndim == 3:
+                real = batch["attention_mask"].bool()
+                found, wanted = found[real], wanted[real]
+            total += float(torch.nn.functional.kl_div(found, wanted, reduction="sum", log_target=True))
+            count += len(wanted)
     return total / count
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 __all__ = ["calibration_doubts"]
 
 import re
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 from deploykit.runners.tokenize import Encoder
 
@@ -18,12 +18,12 @@ _SPELLED = 0x0590
 """Scripts below this are written in letters, and words have spaces between them: Latin, Greek, Cyrillic, Armenian."""
 
 
-def calibration_doubts(texts: Sequence[str], labels: Sequence[str], encoder: Encoder) -> list[str]:
+def calibration_doubts(texts: Sequence[str], labels: Sequence[Hashable], encoder: Encoder) -> list[str]:
     """What speaks against calibrating on these messages, a line each.
 
     Args:
         texts: the messages.
-        labels: of them; empty where they have none.
+        labels: of them; empty where they have none, or more than one class each.
         encoder: of the model that is calibrated.
     """
     doubts = []

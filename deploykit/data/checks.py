@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from deploykit.data.labels import Label, classes_of, shown_label
 from deploykit.data.table import Table
 from deploykit.errors import DataError
 
@@ -28,7 +29,7 @@ class Lengths:
 
 @dataclass(frozen=True)
 class TableReport:
-    """One table: its rows, the rows of each class, the lengths, and how many rows repeat an earlier text."""
+    """One table: its rows, the rows (or spans) of each class, the lengths, and how many rows repeat an earlier text."""
 
     source: str
     rows: int
@@ -92,10 +93,14 @@ def check_table(table: Table) -> TableReport:
     """The report on training rows.
 
     Raises:
-        DataError: all rows have the same label.
+        DataError: all rows have the same label, or none has a span.
     """
     report = _described(table)
-    if len(report.classes) < 2:
+    if not report.classes:
+        raise DataError(
+            f"{table.source}: no row has a marked span", "name the column that marks them: -s data.label=NAME"
+        )
+    if len(report.classes) < 2 and isinstance(_labels(table)[0], str):
         label = next(iter(report.classes))
         rows = f"all {report.rows} rows ({table.unit} {table.rows[0]} to {table.rows[-1]}) have the label {label!r}"
         raise DataError(f"{table.source}: {rows}", "a classifier needs rows of two classes or more")
@@ -114,14 +119,14 @@ def leakage(seen: Sequence[Table], test: Table) -> Leakage:
 
 
 def _described(table: Table) -> TableReport:
-    classes = dict(sorted(Counter(_labels(table)).items()))
+    classes = dict(sorted(Counter(name for label in _labels(table) for name in classes_of(label)).items()))
     words = sorted(len(text.split()) for text in table.texts)
     lengths = Lengths(words[0], words[len(words) // 2], words[int(0.95 * (len(words) - 1))], words[-1])
     distinct = len({_normalised(text) for text in table.texts})
     return TableReport(table.source, len(table), classes, lengths, len(table) - distinct)
 
 
-def _labels(table: Table) -> tuple[str, ...]:
+def _labels(table: Table) -> tuple[Label, ...]:
     if table.labels is None:
         raise DataError(f"{table.source}: was read without labels")
     return table.labels
@@ -134,8 +139,9 @@ def _normalised(text: str) -> str:
 def _refuse_unknown_labels(table: Table, known: Mapping[str, int]) -> None:
     first_rows: dict[str, int] = {}
     for index, label in enumerate(_labels(table)):
-        if label not in known:
-            first_rows.setdefault(label, table.rows[index])
+        for name in classes_of(label):
+            if name not in known:
+                first_rows.setdefault(name, table.rows[index])
     if first_rows:
         named = _listed([f"{label!r} ({table.unit} {row})" for label, row in first_rows.items()])
         raise DataError(
@@ -154,14 +160,15 @@ def _leakage_in_words(leaked: Leakage, table: Table) -> str:
 
 def _conflicts(tables: Sequence[Table]) -> list[str]:
     """Texts that stand with more than one label."""
-    first: dict[str, tuple[str, str]] = {}
+    first: dict[str, tuple[Label, str]] = {}
     found: dict[str, str] = {}
     for table in tables:
         for index, (text, label) in enumerate(zip(table.texts, _labels(table), strict=True)):
             key = _normalised(text)
             known_label, known_at = first.setdefault(key, (label, table.at(index)))
             if label != known_label and key not in found:
-                found[key] = f"{_shown(text)} is {known_label!r} ({known_at}) and {label!r} ({table.at(index)})"
+                ours, theirs = shown_label(known_label), shown_label(label)
+                found[key] = f"{_shown(text)} is {ours} ({known_at}) and {theirs} ({table.at(index)})"
     return [f"{len(found)} texts have more than one label, e.g. {next(iter(found.values()))}"] if found else []
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deploykit.data.checks import DataReport, check_data, check_table
+from deploykit.data.labels import LabelForm, OneClass, classes_of
 from deploykit.data.readers import local_file, read_rows
 from deploykit.data.splits import split_validation
 from deploykit.data.table import Columns, Table
@@ -29,20 +30,29 @@ class LabelledData:
     unlabelled: tuple[str, ...] = ()
 
 
-def load_data(section: Data, seed: int, base: Path = Path()) -> tuple[LabelledData, DataReport]:
+def load_data(
+    section: Data, seed: int, base: Path = Path(), form: LabelForm | None = None
+) -> tuple[LabelledData, DataReport]:
     """The data that a recipe names, and the report on them.
 
     A relative file is looked for in `base`, then in the current folder. Where `test` or `validation` is a fraction it
-    is held out of the training rows, each class in its proportion; `test` first. `label_names` is sorted. Unlabelled
-    messages that are among the test or validation rows are left out.
+    is held out of the training rows, each class in its proportion; `test` first. Unlabelled messages that are among the
+    test or validation rows are left out.
+
+    Args:
+        section: the recipe's `data` section.
+        seed: of the rows that are held out.
+        base: the folder that relative files are looked for in first.
+        form: how labels are written down; one class a row unless told.
 
     Raises:
         DataError: the data can't be read or used; names the file and row.
         MissingDependencyError: a hub data set without the `datasets` extra.
     """
-    columns = Columns(text=section.text, label=section.label)
+    form = form or OneClass(section.label if isinstance(section.label, str) else section.label[0])
+    columns = Columns(section.text, form)
     train = read_rows(_located(section.train, base), columns)
-    label_names = tuple(check_table(train).classes)
+    label_names = form.outputs(tuple(check_table(train).classes))
     parts: dict[str, Table] = {}
     for part, wanted in (("test", section.test), ("validation", section.validation)):
         if isinstance(wanted, str):
@@ -76,7 +86,8 @@ def load_training_data(
         DataError: the data can't be read or used; names the file and row.
     """
     rows = read_rows(train, columns)
-    label_names = tuple(check_table(rows).classes)
+    form = columns.form or OneClass()
+    label_names = form.outputs(tuple(check_table(rows).classes))
     if isinstance(validation, str):
         watched = read_rows(validation, columns)
     else:
@@ -92,7 +103,8 @@ def hold_out(train: Table, fraction: float, seed: int, part: str) -> tuple[Table
     Raises:
         DataError: too few rows to hold any out.
     """
-    kept, held_out = split_validation(train.labels or (), fraction, seed)
+    classes = [" ".join(sorted(set(classes_of(label)))) for label in train.labels or ()]
+    kept, held_out = split_validation(classes, fraction, seed)
     if len(held_out) == 0:
         raise DataError(
             f"{train.source}: {len(train)} rows are too few to hold out {fraction:.0%} of them, each class keeping one",

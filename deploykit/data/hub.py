@@ -41,10 +41,10 @@ def read_hub(reference: str, columns: Columns) -> Table:
 
 
 def _rows(rows: Any, columns: Columns) -> Iterator[RawRow]:
-    wanted = [name for name in (columns.text, columns.label) if name is not None]
-    names = None if columns.label is None else getattr(rows.features[columns.label], "names", None)
-    for number, row in enumerate(rows.select_columns(wanted), start=1):
-        label = None if columns.label is None else row[columns.label]
-        if names is not None and label is not None:
-            label = names[label] if label >= 0 else None  # -1 stands for "not labelled"
-        yield number, row[columns.text], label
+    names = [getattr(rows.features[name], "names", None) for name in columns.labels]
+    for number, row in enumerate(rows.select_columns([columns.text, *columns.labels]), start=1):
+        values = [row[name] for name in columns.labels]
+        for place, classes in enumerate(names):
+            if classes is not None and values[place] is not None:
+                values[place] = classes[values[place]] if values[place] >= 0 else None  # -1 stands for "not labelled"
+        yield number, row[columns.text], values

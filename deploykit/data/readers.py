@@ -72,9 +72,12 @@ def _read_sample(reference: str, columns: Columns) -> Table:
             found = support_rows("test")
         case _:
             raise DataError(f"{reference}: no such sample", "known: sample:support/train, sample:support/test")
-    if error := missing_column(reference, columns, ("text", "label")):
+    if error := missing_column(reference, columns, ("text", "label", "entities")):
         raise error
-    rows = ((number, row.text, row.label) for number, row in enumerate(found, start=1))
+    rows = (
+        (number, row.text, [row.entities if name == "entities" else row.label for name in columns.labels])
+        for number, row in enumerate(found, start=1)
+    )
     return table_from_rows(reference, "row", columns, rows)
 
 
@@ -114,14 +117,14 @@ def _csv_rows(path: Path, columns: Columns, delimiter: str) -> Iterator[RawRow]:
         if error := missing_column(where, columns, header):
             raise error
         text_at = header.index(columns.text)
-        label_at = None if columns.label is None else header.index(columns.label)
+        labels_at = [header.index(name) for name in columns.labels]
         for line, record in records:
             if len(record) != len(header):
                 raise DataError(
                     f"{path}: line {line}: {len(record)} fields where the header has {len(header)}",
                     "a field that holds the separator must be quoted",
                 )
-            yield line, record[text_at], None if label_at is None else record[label_at]
+            yield line, record[text_at], [record[place] for place in labels_at]
 
 
 def _csv_records(reader: Any, path: Path) -> Iterator[tuple[int, list[str]]]:
@@ -181,19 +184,20 @@ def _parsed(text: str, where: str) -> object:
         raise DataError(f"{where}: not usable JSON: {error}") from error
 
 
-def _fields(item: object, where: str, columns: Columns) -> tuple[object, object]:
+def _fields(item: object, where: str, columns: Columns) -> tuple[object, list[object]]:
     if not isinstance(item, dict):
-        raise DataError(f"{where}: must be an object with the keys {columns.text!r} and {columns.label!r}")
+        keys = " and ".join(map(repr, (columns.text, *columns.labels)))
+        raise DataError(f"{where}: must be an object with the keys {keys}")
     if error := missing_column(where, columns, list(item)):
         raise error
-    return item[columns.text], None if columns.label is None else item[columns.label]
+    return item[columns.text], [item[name] for name in columns.labels]
 
 
 def _parquet_rows(path: Path, columns: Columns) -> Iterator[RawRow]:
     import pyarrow
     from pyarrow import parquet
 
-    wanted = [name for name in (columns.text, columns.label) if name is not None]
+    wanted = list(dict.fromkeys((columns.text, *columns.labels)))
     row = 0
     try:
         with parquet.ParquetFile(path) as file:
@@ -201,10 +205,10 @@ def _parquet_rows(path: Path, columns: Columns) -> Iterator[RawRow]:
                 raise error
             for batch in file.iter_batches(batch_size=PARQUET_BATCH_ROWS, columns=wanted):
                 texts = batch.column(columns.text)
-                labels = [None] * len(texts) if columns.label is None else batch.column(columns.label)
-                for text, label in zip(texts, labels, strict=True):
+                labels = [batch.column(name) for name in columns.labels]
+                for place, text in enumerate(texts):
                     row += 1
-                    yield row, text.as_py(), None if label is None else label.as_py()
+                    yield row, text.as_py(), [column[place].as_py() for column in labels]
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: row {row}: undecodable bytes ({error.reason} at offset {error.start})") from error
     except pyarrow.ArrowException as error:

@@ -8,21 +8,37 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from deploykit.data.labels import Label, LabelForm, OneClass, checked_text
 from deploykit.errors import DataError
 from deploykit.recipe.nearest import nearest
 
 NAMED = 5  # rows that one message names
 
-RawRow = tuple[int, object, object]
-"""A row's number, its text and its label (None where there is no label column), as a reader found them."""
+RawRow = tuple[int, object, Sequence[object]]
+"""A row's number, its text and what stands in its label's columns (nothing where there are none), as it was found."""
 
 
 @dataclass(frozen=True)
 class Columns:
-    """The names of the columns that hold the message and, where there are labels, the label."""
+    """The columns of a message and, where there are labels, of its label.
+
+    Attributes:
+        text: the column of the message.
+        label: that of its class, or how else labels are written down; None for none.
+    """
 
     text: str = "text"
-    label: str | None = "label"
+    label: str | LabelForm | None = "label"
+
+    @property
+    def form(self) -> LabelForm | None:
+        """How labels are written down."""
+        return OneClass(self.label) if isinstance(self.label, str) else self.label
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The columns of the label."""
+        return () if self.form is None else self.form.columns
 
 
 @dataclass(frozen=True)
@@ -32,14 +48,14 @@ class Table:
     Attributes:
         source: the reference that they were read from.
         texts: the messages, none blank.
-        labels: their labels, none blank; None where no label column was asked for.
+        labels: their labels, no class blank; None where no label column was asked for.
         rows: where each stands in the source, counted from 1.
         unit: what `rows` counts: lines of a text file (the first line, where a message has several), or rows.
     """
 
     source: str
     texts: tuple[str, ...]
-    labels: tuple[str, ...] | None
+    labels: tuple[Label, ...] | None
     rows: tuple[int, ...]
     unit: Literal["line", "row"] = "row"
 
@@ -69,15 +85,16 @@ def table_from_rows(source: str, unit: Literal["line", "row"], columns: Columns,
     """
     numbers: list[int] = []
     texts: list[str] = []
-    labels: list[str] = []
+    labels: list[Label] = []
+    form = columns.form
     blank: dict[str, list[int]] = {}
-    for number, raw_text, raw_label in rows:
+    for number, raw_text, raw_values in rows:
         where = f"{source}: {unit} {number}"
-        text = _text(raw_text, where, columns.text)
-        label = "" if columns.label is None else _label(raw_label, where, columns.label)
+        text = checked_text(raw_text, where, columns.text)
+        label = "" if form is None else form.read(text, raw_values, where)
         if not text.strip():
             blank.setdefault("text", []).append(number)
-        if columns.label is not None and not label.strip():
+        if form is not None and isinstance(label, str) and not label.strip():
             blank.setdefault("label", []).append(number)
         numbers.append(number)
         texts.append(text)
@@ -90,13 +107,13 @@ def table_from_rows(source: str, unit: Literal["line", "row"], columns: Columns,
         )
     if not texts:
         raise DataError(f"{source}: has no rows")
-    return Table(source, tuple(texts), None if columns.label is None else tuple(labels), tuple(numbers), unit)
+    return Table(source, tuple(texts), None if form is None else tuple(labels), tuple(numbers), unit)
 
 
 def missing_column(where: str, columns: Columns, known: Sequence[str]) -> DataError | None:
     """The error for the first column that is not among the known ones; None where all are there."""
-    for key, wanted in (("text", columns.text), ("label", columns.label)):
-        if wanted is None or wanted in known:
+    for key, wanted in (("text", columns.text), *(("label", name) for name in columns.labels)):
+        if wanted in known:
             continue
         close = nearest(wanted, known)
         meant = f"; did you mean {close!r}?" if close else ""
@@ -105,24 +122,3 @@ def missing_column(where: str, columns: Columns, known: Sequence[str]) -> DataEr
             f"{where}: no column {wanted!r} (there are: {there}){meant}", f"name the {key} column: -s data.{key}=NAME"
         )
     return None
-
-
-def _text(value: object, where: str, column: str) -> str:
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        raise DataError(f"{where}: {column!r} must be text, not {type(value).__name__}")
-    if "\0" in value:
-        raise DataError(f"{where}: {column!r} holds a NUL character")
-    if any("\ud800" <= character <= "\udfff" for character in value):
-        raise DataError(f"{where}: {column!r} holds half of a character (a lone surrogate)")
-    return value
-
-
-def _label(value: object, where: str, column: str) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    label = str(value) if isinstance(value, int) else _text(value, where, column)
-    if any(ord(character) < 32 for character in label):
-        raise DataError(f"{where}: {column!r} holds a line break or another control character")
-    return label

@@ -9,10 +9,12 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import IO, Any
 
 from deploykit.errors import DeploykitError
 from deploykit.runners import Runner, Target, open_runner
+from deploykit.runners.labels import labels_from_folder
 from deploykit.tasks import find_task
 
 Answer = Callable[[Sequence[str]], object]
@@ -57,8 +59,12 @@ def _answerer(runner: Runner, target: Target) -> Answer:
     task = find_task(target.task)
     if target.kind == "triton":
         return runner.infer
-    outputs = runner.infer(["hello"])
-    names = [str(index) for index in range(outputs[task.output].shape[-1])]
+    folder = Path(target.location) if Path(target.location).is_dir() else Path(target.location).parent
+    if (folder / "config.json").is_file():
+        names = labels_from_folder(folder)
+    else:
+        width = runner.infer(["hello"])[task.output].shape[-1]
+        names = tuple(map(str, range(width)))
     return lambda messages: task.answers(runner.infer(messages), names)
 
 

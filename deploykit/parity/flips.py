@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["ClassChange", "Flips", "count_flips", "judge_flips"]
+__all__ = ["ByClass", "ClassChange", "Flips", "count_flips", "judge_flips"]
 
 from collections import Counter
 from collections.abc import Hashable, Sequence
@@ -16,6 +16,10 @@ from deploykit.parity.intervals import clopper_pearson_lower, clopper_pearson_up
 from deploykit.parity.verdict import Outcome, Verdict, about, paired_count
 
 _SEARCH_LIMIT = 100_000_000
+
+
+ByClass = tuple[Sequence[Hashable], Sequence[Hashable], Sequence[Hashable]]
+"""What the reference and the candidate answered, and what is right, one class each: the parts of larger answers."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,7 @@ def count_flips(
     candidate: Sequence[Hashable],
     *,
     labels: Sequence[Hashable] | None = None,
+    by_class: ByClass | None = None,
     severity: NDArray[np.float64] | None = None,
     confidence: float = 0.95,
 ) -> Flips:
@@ -90,6 +95,7 @@ def count_flips(
         reference: the reference's answers [n].
         candidate: the candidate's answers to the same items.
         labels: the right answers, where known; an answer is right when it equals its label.
+        by_class: what is counted by class, where an answer is not one class.
         severity: [n], how large the change of each item is (a logit difference), to order by.
         confidence: of the one-sided bound.
 
@@ -115,7 +121,7 @@ def count_flips(
         n=n,
         count=len(changed),
         rate_upper=clopper_pearson_upper(len(changed), n, confidence),
-        classes=_class_changes(reference, candidate, labels),
+        classes=_class_changes(*(by_class or (reference, candidate, labels))),
         changed=tuple(sorted(changed, key=badness)),
     )
 

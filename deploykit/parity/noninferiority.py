@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-__all__ = ["discordant_counts", "items_needed", "judge_drop"]
+__all__ = ["discordant_counts", "items_needed", "judge_drop", "judge_score_drop", "score_drop_bounds"]
+
+import math
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deploykit.errors import ParityError
-from deploykit.parity.intervals import drop_is_below, paired_drop_bootstrap, paired_drop_lower, paired_drop_upper
+from deploykit.parity.intervals import (
+    drop_is_below,
+    paired_drop_bootstrap,
+    paired_drop_lower,
+    paired_drop_upper,
+    ratio_drop_bounds,
+)
 from deploykit.parity.verdict import Outcome, Verdict, about, paired_count
+from deploykit.tasks import Scores
 
 _SEARCH_LIMIT = 1_000_000_000
 _ENOUGH_FOR_BOOTSTRAP = 20
@@ -76,6 +85,55 @@ def judge_drop(
         next_step=next_step,
         details=tuple(details),
     )
+
+
+def judge_score_drop(
+    reference: Scores, candidate: Scores, margin: float, confidence: float = 0.95, *, metric: str
+) -> Verdict:
+    """Judge the drop of any task's metric on the same items: as `judge_drop`, by the bounds of `score_drop_bounds`.
+
+    Raises:
+        ParityError: no items, unequal lengths, or a margin or confidence out of range.
+    """
+    if reference.is_share and candidate.is_share:
+        return judge_drop(reference.correct, candidate.correct, margin, confidence, metric=metric)
+    if not 0 <= margin < 1:
+        raise ParityError(f"margin {margin} is not a fraction in [0, 1)", "one point is 0.01")
+    lower, upper = score_drop_bounds(reference, candidate, confidence)
+    n, drop = len(reference.earned), reference.value - candidate.value
+    outcome = _outcome(lower, upper, margin)
+    # The bound's distance shrinks with the square root of n while the items stay alike.
+    needed = None if drop >= margin else math.floor(n * ((upper - drop) / (margin - drop)) ** 2) + 1
+    b, c, _ = discordant_counts(reference.correct, candidate.correct)
+    return Verdict(
+        check=f"{metric} drop",
+        outcome=outcome,
+        figure=drop,
+        bound=upper,
+        limit=margin,
+        n=n,
+        unit="fraction",
+        next_step=_next_step(outcome, drop, margin, n, needed),
+        details=(
+            f"{reference.value:.2%} against {candidate.value:.2%}",
+            f"{b} items not wholly right any more, {c} wholly right now, of {n}",
+            f"one-sided {100 * confidence:g} % bounds of the drop (bootstrap): {_points(lower)} and {_points(upper)}",
+        ),
+    )
+
+
+def score_drop_bounds(reference: Scores, candidate: Scores, confidence: float = 0.95) -> tuple[float, float]:
+    """The one-sided bounds of a metric's drop: score bounds of a share of right answers, else bootstrap bounds.
+
+    Raises:
+        ParityError: no items, unequal lengths, or a confidence out of range.
+    """
+    if reference.is_share and candidate.is_share:
+        b, c, n = discordant_counts(reference.correct, candidate.correct)
+        return paired_drop_lower(b, c, n, confidence), paired_drop_upper(b, c, n, confidence)
+    paired_count("scores", reference.earned, candidate.earned)
+    ours, theirs = (np.stack([side.earned, side.possible], axis=1) for side in (reference, candidate))
+    return ratio_drop_bounds(ours, theirs, confidence=confidence)
 
 
 def _outcome(lower: float, upper: float, margin: float) -> Outcome:

@@ -16,13 +16,14 @@ from deploykit.errors import ParityError
 from deploykit.parity.calibration import Calibration, compare_calibration, judge_calibration
 from deploykit.parity.classification import class_codes, macro_f1
 from deploykit.parity.fidelity import Fidelity, TensorFigures, compare_outputs
-from deploykit.parity.flips import ClassChange, Flips, count_flips, judge_flips
-from deploykit.parity.intervals import bootstrap_drop_upper, paired_drop_upper
+from deploykit.parity.flips import ByClass, ClassChange, Flips, count_flips, judge_flips
+from deploykit.parity.intervals import bootstrap_drop_upper
 from deploykit.parity.localize import Localization
-from deploykit.parity.noninferiority import discordant_counts, judge_drop
+from deploykit.parity.noninferiority import discordant_counts, judge_score_drop, score_drop_bounds
 from deploykit.parity.verdict import Outcome, Part, Verdict, overall, paired_count
 from deploykit.runners.anatomy import Precision
 from deploykit.runners.base import Outputs
+from deploykit.tasks import Scores
 
 _CHANGED_SAMPLES = 50
 ALONE = "fidelity"
@@ -37,11 +38,13 @@ class Predictions:
         answers: [n], what a client would be told.
         correct: bool [n], which of them are right, as the task judges it; None where the data has no labels.
         outputs: the arrays behind the answers, where at hand.
+        scores: how right they are, where the metric is not the share of right ones.
     """
 
     answers: Sequence[Hashable]
     correct: NDArray[np.bool_] | None = None
     outputs: Outputs | None = None
+    scores: Scores | None = None
 
 
 class _Model(BaseModel):
@@ -91,11 +94,12 @@ class ParityReport(_Model):
     reference: float | None = Field(description="the reference's metric; null without labels")
     candidate: float | None
     drop: float | None
-    drop_upper: float | None = Field(description="one-sided score bound of the drop")
+    drop_upper: float | None = Field(description="one-sided upper bound of the drop")
+    bound: Literal["score", "bootstrap"] = Field(default="score", description="how that was found")
     confidence: float
     discordant: int | None = Field(description="b + c")
-    b: int | None = Field(description="right to wrong")
-    c: int | None = Field(description="wrong to right")
+    b: int | None = Field(description="wholly right to not")
+    c: int | None = Field(description="not wholly right to right")
     flips: int = Field(description="changed answers, right or not")
     flips_upper: float = Field(description="one-sided Clopper-Pearson bound of the rate of changed answers")
     classes: tuple[ClassChange, ...] = Field(description="by label, or by the reference's answer without labels")
@@ -167,6 +171,7 @@ def build_report(
     instruction_set: str,
     served: bool,
     labels: Sequence[Hashable] | None = None,
+    by_class: ByClass | None = None,
     metric: str = "accuracy",
     margin: float | None = None,
     max_flips: float | None = None,
@@ -186,7 +191,8 @@ def build_report(
         texts: the messages, or how else the items are shown.
         instruction_set: of the machine the candidate ran on.
         served: whether the candidate answered through a server.
-        labels: the right classes [n], for recall by class and macro F1; leave out where an answer is not one class.
+        labels: the right answers [n].
+        by_class: what recall by class is counted on, where an answer is not one class; there is no macro F1 then.
         metric: what the share of right answers is called.
         margin: the drop of the metric that is too much; judged where both sides have `correct`.
         max_flips: the rate of changed answers that passes; None reports it only.
@@ -211,6 +217,7 @@ def build_report(
         reference.answers,
         candidate.answers,
         labels=labels,
+        by_class=by_class,
         severity=None if fidelity is None else fidelity.by_sample,
         confidence=confidence,
     )
@@ -232,15 +239,20 @@ def build_report(
         )
     verdicts = (*checks, *(() if fidelity is None else (fidelity.verdict,)), *judged)
     b, c = (None, None) if correct is None else discordant_counts(*correct)[:2]
+    scores = None if correct is None else (_scored(reference, correct[0]), _scored(candidate, correct[1]))
+    macro = None
+    if labels is not None and by_class is None:
+        macro = _macro_f1(reference.answers, candidate.answers, labels, confidence)
     return ParityReport(
         verdict=overall(verdicts),
         unchecked=tuple(unchecked) or _unchecked(correct is not None, margin, metric),
         n=n,
         metric=metric,
-        reference=None if correct is None else float(correct[0].mean()),
-        candidate=None if correct is None else float(correct[1].mean()),
-        drop=None if b is None or c is None else (b - c) / n,
-        drop_upper=None if b is None or c is None else paired_drop_upper(b, c, n, confidence),
+        reference=None if scores is None else scores[0].value,
+        candidate=None if scores is None else scores[1].value,
+        drop=None if scores is None else scores[0].value - scores[1].value,
+        drop_upper=None if scores is None else score_drop_bounds(scores[0], scores[1], confidence)[1],
+        bound="score" if scores is None or all(each.is_share for each in scores) else "bootstrap",
         confidence=confidence,
         discordant=None if b is None or c is None else b + c,
         b=b,
@@ -249,7 +261,7 @@ def build_report(
         flips_upper=flips.rate_upper,
         classes=flips.classes,
         worst_class=flips.worst_class,
-        macro_f1=None if labels is None else _macro_f1(reference.answers, candidate.answers, labels, confidence),
+        macro_f1=macro,
         tensors=() if fidelity is None else fidelity.tensors,
         checks=verdicts,
         changed=_changed_samples(flips, texts, reference, candidate, labels),
@@ -292,6 +304,10 @@ def _correct(
     return reference.correct, candidate.correct
 
 
+def _scored(side: Predictions, correct: NDArray[np.bool_]) -> Scores:
+    return Scores(correct.astype(np.float64), np.ones(len(correct))) if side.scores is None else side.scores
+
+
 def _fidelity(
     reference: Predictions, candidate: Predictions, tolerance: float | None, relative_rms: float | None, n: int
 ) -> Fidelity | None:
@@ -319,7 +335,8 @@ def _judge(
 ) -> list[Verdict]:
     judged = []
     if correct is not None and margin is not None:
-        judged.append(judge_drop(*correct, margin, confidence, metric=metric))
+        ours, theirs = _scored(reference, correct[0]), _scored(candidate, correct[1])
+        judged.append(judge_score_drop(ours, theirs, margin, confidence, metric=metric))
     if max_flips is not None:
         judged.append(judge_flips(reference.answers, candidate.answers, max_flips, confidence))
     return judged

@@ -13,6 +13,7 @@ __all__ = [
 ]
 
 import contextlib
+import dataclasses
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -42,12 +43,17 @@ from deploykit.pipeline.reproducer import write_reproducer
 from deploykit.pipeline.stages import package_settings
 from deploykit.recipe import Finetune, Goal, Package, Prune, Quantize
 from deploykit.runners.checkpoint import resolve_model
+from deploykit.runners.labels import labels_from_folder
 from deploykit.tasks import find_task
-from deploykit.triton.package import build_package, labels_from_folder
+from deploykit.triton.package import build_package
 from deploykit.triton.repository import Published, publish
 
 if TYPE_CHECKING:
     from deploykit.train.finetune import FinetuneResult
+
+
+LabelColumns = str | tuple[str, ...]
+"""The column of a label, or those of its parts."""
 
 
 @contextlib.contextmanager
@@ -80,7 +86,7 @@ def finetune_alone(
     *,
     train: str,
     validation: float | str,
-    columns: tuple[str, str],
+    columns: tuple[str, LabelColumns],
     task: str,
     seed: int,
     trust_pickle: bool = False,
@@ -106,11 +112,9 @@ def finetune_alone(
     reference = resolve_model(model, Path())
     if reference.location is None:
         raise ModelError(f"{model} is not on this machine", "check the name, or give a folder")
-    data = load_training_data(train, validation, Columns(*columns), seed)
+    data = load_training_data(train, validation, _columns(columns, task), seed)
     # The workspace belongs to this model, data and these settings alone: other ones do not go on from it.
-    rows: list[JsonValue] = [
-        list(part) for table in (data.train, data.validation) for part in (table.texts, table.labels or ())
-    ]
+    rows = _rows(data)
     key = digest_json([reference.identity, settings.model_dump(mode="json"), task, seed, *rows])
     workspace = out.absolute().with_name(f"{out.name}.work") / key[:16]
     # Under torchrun one process writes; the others only train with it.
@@ -141,7 +145,7 @@ def prune_alone(
     train: str,
     validation: float | str,
     unlabelled: str | None = None,
-    columns: tuple[str, str],
+    columns: tuple[str, LabelColumns],
     task: str,
     target: str,
     threads: int,
@@ -179,12 +183,10 @@ def prune_alone(
         hint = "give --speedup, --p50-ms, --p99-ms or --size-mb, or --keep"
         raise UsageError("there is no speed or size to prune to", hint)
     labels = labels_from_folder(model)
-    data = load_training_data(train, validation, Columns(*columns), seed, unlabelled=unlabelled)
+    data = load_training_data(train, validation, _columns(columns, task), seed, unlabelled=unlabelled)
     data = replace(data, label_names=tuple(labels))
-    find_task(task).targets(data.train.labels or (), labels)
-    rows: list[JsonValue] = [
-        list(part) for table in (data.train, data.validation) for part in (table.texts, table.labels or ())
-    ]
+    find_task(task).right_answers(data.train.labels or (), labels)
+    rows = _rows(data)
     dumps = [settings.model_dump(mode="json"), goal.model_dump(mode="json")]
     rows.append(list(data.unlabelled))
     key = digest_json([dict(digest_tree(model)), *dumps, task, target, threads, seed, *rows])
@@ -217,7 +219,7 @@ def quantize_alone(
     settings: Quantize,
     *,
     data: str,
-    columns: tuple[str, str],
+    columns: tuple[str, LabelColumns],
     max_drop: float,
     task: str,
     seed: int,
@@ -228,7 +230,7 @@ def quantize_alone(
     Returns:
         the choice in words, and what was measured.
     """
-    table = read_rows(data, Columns(*columns))
+    table = read_rows(data, _columns(columns, task))
     calibration, validation = hold_out(table, 0.5, seed, "validation")
     labelled = LabelledData(calibration, validation, validation, labels_from_folder(model))
     info: dict[str, Any] = {}
@@ -270,7 +272,7 @@ def parity_alone(
     candidate: str,
     *,
     data: str,
-    columns: tuple[str, str | None],
+    columns: tuple[str, LabelColumns | None],
     max_drop: float,
     max_flips: float | None,
     tolerance: float | None,
@@ -306,7 +308,7 @@ def parity_alone(
     first, second = pair_from_text(reference, candidate, task=task, tokenizer=tokenizer)
     nameless = columns[1] is None and first.kind == second.kind == "triton"
     labels = labels_or_error(first, second, needed=not nameless)
-    table = read_rows(data, Columns(*columns))
+    table = read_rows(data, _columns(columns, task))
     report = compare_models(
         first,
         second,
@@ -347,3 +349,14 @@ def bench_alone(
     found = {name: timed_target(name, threads=threads, tokenizer=tokenizer, task=task) for name in targets}
     texts = read_rows(data, Columns(text, None)).texts
     return measure(found, spread_over(texts, messages), blocks=blocks, warmup=warmup, listener=listener)
+
+
+def _columns(columns: tuple[str, LabelColumns | None], task: str) -> Columns:
+    text, label = columns
+    return Columns(text, None if label is None else find_task(task).label_form(label))
+
+
+def _rows(data: LabelledData) -> list[JsonValue]:
+    """What a key says of the rows to train on and to watch."""
+    tables = [dataclasses.asdict(table) for table in (data.train, data.validation)]
+    return [list(table[part] or ()) for table in tables for part in ("texts", "labels")]

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from deploykit.compress.quantize import (
     INT8_VARIANTS,
@@ -28,12 +27,13 @@ from deploykit.compress.representative import calibration_doubts
 from deploykit.data.dataset import LabelledData
 from deploykit.events import Listener, Note, Progress, Warn, ignore
 from deploykit.latency import measure as timing
-from deploykit.parity.intervals import clopper_pearson_upper, paired_drop_lower
+from deploykit.parity.intervals import clopper_pearson_upper
+from deploykit.parity.noninferiority import score_drop_bounds
 from deploykit.parity.smallest import smallest_set
 from deploykit.recipe import Quantize
 from deploykit.runners import Target, infer_all, open_runner
 from deploykit.runners.tokenize import Encoder
-from deploykit.tasks import Task
+from deploykit.tasks import Answer, Task
 
 _BATCH = 16
 _RANKED_ON = 64
@@ -173,7 +173,8 @@ class _Forms:
     ) -> None:
         self.source, self.listener = source, listener
         self.calibration = sampled(data.train.texts, settings.calibration_rows, seed)
-        for doubt in calibration_doubts(self.calibration, data.train.labels or (), Encoder(source)):
+        classes = [label for label in data.train.labels or () if isinstance(label, str)]
+        for doubt in calibration_doubts(self.calibration, classes, Encoder(source)):
             listener(Warn(doubt))
         self.reports: dict[str, QuantizeReport] = {}
         self.found: dict[str, Candidate] = {}
@@ -181,8 +182,9 @@ class _Forms:
         self._scratch, self._task = scratch, task
         self._texts = data.validation.texts
         self._timed_on = sampled(data.validation.texts, _TIMED, seed)
-        self._targets = task.targets(data.validation.labels or (), data.label_names)
-        self._reference = _logits(source, self._texts)
+        self._names = data.label_names
+        self._right = task.right_answers(data.validation.labels or (), data.label_names)
+        self._reference = self._answers(source)
 
     def folder(self, name: str) -> Path:
         return self._scratch / name
@@ -196,11 +198,15 @@ class _Forms:
             self.source, folder, variant, calibration=self.calibration, in_float=in_float, listener=self.listener
         )
         self.variants[name] = variant
-        outputs, batched = _logits(folder, self._texts), _logits(folder, self._texts, _BATCH)
-        right, now_right = (self._task.correct(each, self._targets) for each in (self._reference, outputs))
-        logits = [each[self._task.output] for each in (self._reference, outputs, batched)]
-        self.found[name] = _compared(right, now_right, *logits)
+        answers, batched = self._answers(folder), self._answers(folder, _BATCH)
+        self.found[name] = _compared(self._reference, answers, batched, self._right, self._task)
         return self.found[name]
+
+    def _answers(self, folder: Path, batch: int = 1) -> list[Answer]:
+        count = len(self._texts)
+        batches = [list(range(start, min(start + batch, count))) for start in range(0, count, batch)]
+        with open_runner(Target("onnxruntime", str(folder), task=self._task.name)) as runner:
+            return self._task.answers(infer_all(runner, self._texts, batches), self._names)
 
     def time(self, names: Sequence[str], **others: Path) -> dict[str, float]:
         """The p50 of forms, and of other folders in the same blocks, in milliseconds."""
@@ -271,27 +277,20 @@ def _mend(forms: _Forms, worst: str, max_drop: float, budget: int) -> tuple[str,
 
 
 def _compared(
-    right: NDArray[np.bool_],
-    now_right: NDArray[np.bool_],
-    reference: NDArray[Any],
-    logits: NDArray[Any],
-    batched: NDArray[Any],
+    reference: Sequence[Answer],
+    answers: Sequence[Answer],
+    batched: Sequence[Answer],
+    right: Sequence[Answer],
+    task: Task,
 ) -> Candidate:
-    b, c = int(np.sum(right & ~now_right)), int(np.sum(~right & now_right))
-    answers = logits.argmax(axis=-1)
+    before, after = task.scores(reference, right), task.scores(answers, right)
     return Candidate(
-        drop=(b - c) / len(right),
-        drop_lower=paired_drop_lower(b, c, len(right), 0.95),
-        flips=int(np.sum(reference.argmax(axis=-1) != answers)),
-        batched_flips=int(np.sum(batched.argmax(axis=-1) != answers)),
+        drop=before.value - after.value,
+        drop_lower=score_drop_bounds(before, after)[0],
+        flips=sum(ours != theirs for ours, theirs in zip(reference, answers, strict=True)),
+        batched_flips=sum(ours != theirs for ours, theirs in zip(batched, answers, strict=True)),
         n=len(right),
     )
-
-
-def _logits(folder: Path, texts: Sequence[str], batch: int = 1) -> dict[str, NDArray[Any]]:
-    batches = [list(range(start, min(start + batch, len(texts)))) for start in range(0, len(texts), batch)]
-    with open_runner(Target("onnxruntime", str(folder))) as runner:
-        return infer_all(runner, texts, batches)
 
 
 def sampled(texts: Sequence[str], count: int, seed: int) -> list[str]:

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-import numpy as np
 from numpy.typing import NDArray
 
+from deploykit.data.labels import Label, classes_of
+from deploykit.errors import DataError
 from deploykit.events import Listener, ignore
 from deploykit.machine import instruction_set
 from deploykit.parity.calibration import CALIBRATION_LIMIT
@@ -20,13 +21,21 @@ from deploykit.parity.flips import judge_flips
 from deploykit.parity.invariance import INVARIANCE, judge_invariance
 from deploykit.parity.report import Basis, ParityReport, build_report
 from deploykit.parity.verdict import Verdict
-from deploykit.pipeline.measuring import ModelOutputs, OutputCache, Steps, padded_batches, run_target, try_target
+from deploykit.pipeline.measuring import (
+    ModelOutputs,
+    OutputCache,
+    Steps,
+    by_class,
+    padded_batches,
+    run_target,
+    try_target,
+)
 from deploykit.pipeline.pairs import architecture_of, judge_forms, labels_of, tokenizer_folder
 from deploykit.pipeline.probes import Asked, Company, ask_in_company, make_probes
 from deploykit.runners import Target, open_runner
 from deploykit.runners.anatomy import Anatomy, Precision, anatomy_of, coarser
 from deploykit.runners.tokenize import Encoder
-from deploykit.tasks import Task
+from deploykit.tasks import Answer, Task
 
 Question = Literal["auto", "fidelity", "equivalence"]
 
@@ -73,7 +82,7 @@ def compare_models(
     reference: Target,
     candidate: Target,
     texts: Sequence[str],
-    label_texts: Sequence[str] | None,
+    given: Sequence[Label] | None,
     task: Task,
     *,
     labels: Sequence[str],
@@ -91,7 +100,7 @@ def compare_models(
         reference: what to live up to.
         candidate: what is on trial.
         texts: the messages.
-        label_texts: their right labels; None checks behaviour without the metric, and so do labels that the model does
+        given: their right labels; None checks behaviour without the metric, and so do labels that the model does
             not know.
         task: what both do.
         labels: the reference's labels in index order.
@@ -126,27 +135,25 @@ def compare_models(
     limit = max_drop if max_flips is None else max_flips
     padded = judge_flips(measured.alone.answers, measured.together.answers, limit, confidence)
     checks.append(replace(padded, check="answers in padded batches against given singly", part="batching"))
-    unknown = _unknown_labels(label_texts, labels)
-    targets = None if label_texts is None or unknown else task.targets(label_texts, labels)
-    if targets is None and max_flips is None:
+    right, unknown = _right_answers(given, labels, task)
+    if right is None and max_flips is None:
         max_flips = max_drop
-    right = None if targets is None else [labels[index] for index in targets]
+    # Tokens that are cut otherwise can't be compared one by one.
+    numbers = not task.per_token or measured.reference.outputs[task.output].shape == (
+        measured.alone.outputs[task.output].shape
+    )
     return build_report(
-        measured.reference.predictions(task, targets, with_outputs=True),
-        replace(
-            measured.alone.predictions(task, None, with_outputs=True),
-            correct=None
-            if right is None
-            else np.array([a == b for a, b in zip(measured.alone.answers, right, strict=True)]),
-        ),
+        measured.reference.predictions(task, right, with_outputs=numbers),
+        measured.alone.predictions(task, right, with_outputs=numbers),
         texts,
         instruction_set=instruction_set(),
         served=candidate.kind == "triton",
-        labels=label_texts if targets is not None else None,
+        labels=right,
+        by_class=None if right is None else by_class(task, measured.reference, measured.alone, right),
         metric=task.metric,
-        margin=max_drop if targets is not None else None,
+        margin=max_drop if right is not None else None,
         max_flips=max_flips,
-        tolerance=asked.tolerance,
+        tolerance=asked.tolerance if numbers else None,
         relative_rms=asked.relative_rms,
         calibration_limit=None if asked.precision is None or asked.basis.question != "fidelity" else (
             CALIBRATION_LIMIT.get(asked.precision)
@@ -158,14 +165,26 @@ def compare_models(
     )  # fmt: skip
 
 
-def _unknown_labels(label_texts: Sequence[str] | None, labels: Sequence[str]) -> tuple[str, ...]:
-    """Why the metric is not checked though the data has labels."""
-    strange = sorted(set(label_texts or ()) - set(labels))
-    if not strange:
-        return ()
-    count = sum(label in set(strange) for label in label_texts or ())
-    shown = ", ".join(strange[:3]) + (", ..." if len(strange) > 3 else "")
-    return (f"the metric is not checked: the model does not know the labels of {count:,} messages ({shown})",)
+def _right_answers(
+    given: Sequence[Label] | None, labels: Sequence[str], task: Task
+) -> tuple[list[Answer] | None, tuple[str, ...]]:
+    """The right answers, and why the metric is not checked though the data has labels."""
+    if given is None:
+        return None, ()
+    try:
+        return task.right_answers(given, labels), ()
+    except DataError:
+        strange: dict[str, None] = {}
+        count = 0
+        for label in given:
+            try:
+                task.right_answers([label], labels)
+            except DataError:
+                count += 1
+                strange.update(dict.fromkeys(map(str, classes_of(label))))
+        shown = ", ".join(sorted(strange)[:3]) + (", ..." if len(strange) > 3 else "")
+        said = f"the metric is not checked: the model does not know the labels of {count:,} messages ({shown})"
+        return None, (said,)
 
 
 def _measure(
@@ -216,13 +235,13 @@ def _reference(
     steps: Steps,
 ) -> tuple[ModelOutputs, ModelOutputs]:
     """The reference's outputs for the data and for the texts chosen to break models; PyTorch's from the cache."""
-    key = cache.key(target, texts, batches) if cache is not None and target.kind == "torch" else None
+    kept = cache is not None and target.kind == "torch" and not task.per_token
+    key = cache.key(target, texts, batches) if cache is not None and kept else None
     found = cache.get(key) if cache is not None and key is not None else None
     if found is not None and [len(part) for part in found] == [len(part) for part in texts]:
         steps.skip(sum(len(part) for part in texts))
         data, hard = (
-            ModelOutputs({task.output: part}, tuple(each.label for each in task.answers({task.output: part}, labels)))
-            for part in found
+            ModelOutputs({task.output: part}, tuple(task.answers({task.output: part}, labels))) for part in found
         )
         return data, hard
     data = run_target(target, texts[0], task, labels, batches[0], steps)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from deploykit.artifacts.store import Artifact, Store
 from deploykit.data.dataset import LabelledData
+from deploykit.data.labels import label_from_json
 from deploykit.data.table import Table
 from deploykit.events import Listener
 from deploykit.pipeline.plan import Plan
@@ -63,4 +64,10 @@ def data_from_artifact(folder: Path) -> LabelledData:
 
 def _table(path: Path) -> Table:
     value = json.loads(path.read_text(encoding="utf-8"))
-    return Table(value["source"], tuple(value["texts"]), tuple(value["labels"]), tuple(value["rows"]), value["unit"])
+    return Table(
+        value["source"],
+        tuple(value["texts"]),
+        tuple(map(label_from_json, value["labels"])),
+        tuple(value["rows"]),
+        value["unit"],
+    )

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-__all__ = ["NO_ANSWER", "ModelOutputs", "OutputCache", "Steps", "padded_batches", "run_target", "try_target"]
+__all__ = [
+    "NO_ANSWER",
+    "ModelOutputs",
+    "OutputCache",
+    "Steps",
+    "by_class",
+    "padded_batches",
+    "run_target",
+    "try_target",
+]
 
 import io
 import threading
@@ -23,11 +32,30 @@ from deploykit.artifacts.digest import digest_file, digest_json
 from deploykit.errors import ArtifactError, DataError, ModelError, ParityError, RequestError
 from deploykit.events import Listener, Progress
 from deploykit.machine import instruction_set
+from deploykit.parity.flips import ByClass
 from deploykit.parity.report import Predictions
 from deploykit.runners import Runner, Target, infer_all, open_runner
-from deploykit.tasks import Task
+from deploykit.runners.padding import equally_long
+from deploykit.tasks import Answer, Scores, Task
 
-NO_ANSWER: Final = "(no answer)"
+
+@dataclass(frozen=True)
+class NoAnswer:
+    """What a message got that a model refused or failed on."""
+
+    def __str__(self) -> str:
+        return "(no answer)"
+
+    def as_json(self, text: str) -> dict[str, Any]:
+        """No answer, in JSON."""
+        return {"text": text, "answer": None}
+
+    def line(self, text: str) -> str:
+        """No answer, on one line."""
+        return f"{text}: {self}"
+
+
+NO_ANSWER: Final = NoAnswer()
 _BATCH = 16
 _GIVE_UP = 5
 """Batches that fail one after the other before the rest is not tried."""
@@ -42,19 +70,39 @@ class ModelOutputs:
 
     Attributes:
         outputs: named arrays [messages, ...]; NaN where there is no answer.
-        answers: the best label of each.
+        answers: what a client is told.
         failures: why a message has no answer, by its index.
     """
 
     outputs: dict[str, NDArray[Any]]
-    answers: tuple[str, ...]
+    answers: tuple[Answer, ...]
     failures: Mapping[int, str] = field(default_factory=dict)
 
-    def predictions(self, task: Task, targets: NDArray[Any] | None, *, with_outputs: bool = False) -> Predictions:
+    def predictions(self, task: Task, right: Sequence[Answer] | None, *, with_outputs: bool = False) -> Predictions:
         """As a parity report takes them."""
-        correct = None if targets is None else task.correct(self.outputs, targets)
+        scores = None if right is None else self.scores(task, right)
         logits = {task.output: self.outputs[task.output]} if with_outputs else None
-        return Predictions(self.answers, correct, logits)
+        return Predictions(self.answers, None if scores is None else scores.correct, logits, scores)
+
+    def scores(self, task: Task, right: Sequence[Answer]) -> Scores:
+        """How good the answers are; a message without one earns nothing."""
+        answers = [right[index] if index in self.failures else answer for index, answer in enumerate(self.answers)]
+        scores = task.scores(answers, right)
+        if not self.failures:
+            return scores
+        earned, possible = scores.earned.copy(), np.maximum(scores.possible, 1.0)
+        earned[list(self.failures)] = 0.0
+        return Scores(earned, np.where(np.isin(np.arange(len(earned)), list(self.failures)), possible, scores.possible))
+
+
+def by_class(task: Task, reference: ModelOutputs, candidate: ModelOutputs, right: Sequence[Answer]) -> ByClass | None:
+    """What recall by class is counted on, of messages that have an answer; None where an answer is one class."""
+    kept = [index for index in range(len(right)) if index not in candidate.failures]
+    wanted = [right[index] for index in kept]
+    asked, before = task.by_class([reference.answers[index] for index in kept], wanted)
+    if asked is wanted:
+        return None
+    return before, task.by_class([candidate.answers[index] for index in kept], wanted)[1], asked
 
 
 class Steps:
@@ -139,16 +187,20 @@ def try_target(
             in_vain += 1
             failures.update(dict.fromkeys(batch, reason))
         else:
-            for name in values.keys() & {task.output, "label"}:
+            for name in values.keys() & {task.output, "words", "answer"}:
+                given = values[name]
                 if name not in found:
-                    empty = np.nan if values[name].dtype.kind == "f" else NO_ANSWER if name == "label" else 0
-                    found[name] = np.full((len(texts), *values[name].shape[1:]), empty, dtype=values[name].dtype)
-                found[name][list(batch)] = values[name]
+                    empty = np.nan if given.dtype.kind == "f" else NO_ANSWER if name == "answer" else 0
+                    found[name] = np.full((len(texts), *given.shape[1:]), empty, dtype=given.dtype)
+                given, found[name] = equally_long(given, found[name])
+                found[name][list(batch)] = given
         if steps is not None:
             steps.count(batch)
     if not found:
         found[task.output] = np.full((len(texts), *like.shape[1:]), np.nan, dtype=like.dtype)
-    same_width = found[task.output].shape[1:] == like.shape[1:]
+    if task.per_token and "words" not in found:
+        found["words"] = np.zeros((*found[task.output].shape[:2], 2), dtype=np.int64)
+    same_width = found[task.output].shape[-1] == like.shape[-1]
     answers = _answers(found, task, labels if same_width else _numbered(labels, found[task.output].shape[-1]))
     answers = tuple(NO_ANSWER if index in failures else answer for index, answer in enumerate(answers))
     return ModelOutputs(found, answers, failures)
@@ -165,17 +217,18 @@ def _misshapen(
     if output not in values:
         return f"there is no output {output!r}, only {', '.join(values)}"
     shape = values[output].shape
-    if len(shape) < 2 or shape[0] != count or (output in found and shape[1:] != found[output].shape[1:]):
+    varies = 2 if len(shape) > 2 else 1  # tokens may be more or fewer
+    if len(shape) < 2 or shape[0] != count or (output in found and shape[varies:] != found[output].shape[varies:]):
         return f"{output!r} has shape {list(shape)} for {count} messages"
     return None
 
 
-def _answers(outputs: Mapping[str, NDArray[Any]], task: Task, labels: Sequence[str]) -> tuple[str, ...]:
+def _answers(outputs: Mapping[str, NDArray[Any]], task: Task, labels: Sequence[str]) -> tuple[Answer, ...]:
     """A server names its answer itself; in process the labels do."""
-    if "label" in outputs:
-        return tuple(str(label) for label in outputs["label"])
+    if "answer" in outputs:
+        return tuple(outputs["answer"])
     try:
-        return tuple(answer.label for answer in task.answers(outputs, labels))
+        return tuple(task.answers(outputs, labels))
     except IndexError:
         raise ParityError(
             f"a model gives {outputs[task.output].shape[-1]} logits, and {len(labels)} labels have a name",

@@ -30,10 +30,10 @@ from deploykit.parity.contract import (
 )
 from deploykit.parity.verdict import Verdict
 from deploykit.runners import Target, target_from_text
+from deploykit.runners.labels import labels_from_folder
 from deploykit.runners.onnx_runner import onnx_file
 from deploykit.runners.tokenize import Encoder, max_length_from_folder
 from deploykit.triton.layout import version_folders
-from deploykit.triton.package import labels_from_folder
 
 _LABELS: Final = "labels.txt"
 _SHAPE_KEYS: Final = (

@@ -112,7 +112,8 @@ def make_plan(recipe: Recipe, base: Path, *, download: bool = True) -> Plan:
     model = resolve_model(recipe.model, base, download=download).identity
     task: dict[str, JsonValue] = {"task": recipe.task}
     settings: dict[Stage, dict[str, JsonValue]] = {
-        "data": {
+        "data": task
+        | {
             "columns": [data["text"], data["label"]],
             "strict": data["strict"],
             "files": dict(files),

@@ -21,7 +21,7 @@ from deploykit.parity.report import build_report
 from deploykit.parity.verdict import Verdict
 from deploykit.pipeline.context import Context
 from deploykit.pipeline.localization import with_location
-from deploykit.pipeline.measuring import ModelOutputs, Steps, padded_batches, run_target, try_target
+from deploykit.pipeline.measuring import ModelOutputs, Steps, by_class, padded_batches, run_target, try_target
 from deploykit.pipeline.pairs import judge_forms, labels_of
 from deploykit.pipeline.probes import Asked, ask_in_company, make_probes
 from deploykit.pipeline.reproducer import fill_reproducer
@@ -29,9 +29,9 @@ from deploykit.pipeline.served import check_served
 from deploykit.pipeline.stages import package_settings
 from deploykit.runners import Target, open_runner
 from deploykit.runners.anatomy import Precision, anatomy_of
+from deploykit.runners.labels import labels_from_folder
 from deploykit.runners.tokenize import Encoder
 from deploykit.tasks import Task
-from deploykit.triton.package import labels_from_folder
 
 _LARGEST_BATCH = 64
 _EXTRA = 400
@@ -48,7 +48,7 @@ def prove(context: Context, draft: Draft) -> str:
     """
     task, data, goal, listener = context.task, context.data(), context.recipe.goal, context.listener
     texts = list(data.test.texts)
-    targets = task.targets(data.test.labels or (), data.label_names)
+    right = task.right_answers(data.test.labels or (), data.label_names)
     finetuned, exported, shipped = (context.folder(stage) for stage in ("finetune", "export", "quantize"))
     engine = serving_engine(context.recipe.serve.engine, listener)
     pruned = context.checkpoint != finetuned
@@ -90,12 +90,13 @@ def prove(context: Context, draft: Draft) -> str:
             )
             checks += served_checks
     report = build_report(
-        reference.predictions(task, targets),
-        final.predictions(task, targets),
+        reference.predictions(task, right),
+        final.predictions(task, right),
         texts,
         instruction_set=instruction_set(),
         served=engine is not None,
-        labels=data.test.labels,
+        labels=right,
+        by_class=by_class(task, reference, final, right),
         metric=task.metric,
         margin=goal.max_drop,
         confidence=goal.confidence,
@@ -108,7 +109,7 @@ def prove(context: Context, draft: Draft) -> str:
         (draft.path / "reproducer").mkdir()
         fill_reproducer(draft.path / "reproducer", report, converted, located, texts)
     (draft.path / "parity.json").write_text(report.model_dump_json(indent=1), encoding="utf-8")
-    fp32_metric = task.metrics(fp32.outputs, targets)[task.metric]
+    fp32_metric = task.scores(fp32.answers, right).value
     draft.info.update({"verdict": report.verdict, "fp32_onnx": float(fp32_metric), "engine": engine, **served_info})
     upper = "" if report.drop_upper is None else f", drop at most {report.drop_upper:.2%}"
     return f"{report.statement}{upper}"

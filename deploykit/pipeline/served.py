@@ -16,7 +16,7 @@ from deploykit.parity.identity import compare_answers
 from deploykit.parity.verdict import Verdict
 from deploykit.pipeline.measuring import ModelOutputs, Steps, run_target
 from deploykit.runners import Target, open_runner
-from deploykit.tasks import Task
+from deploykit.tasks import Answer, Task
 
 CLIENTS = 16
 """Clients at a time when answers are checked under load."""
@@ -61,19 +61,19 @@ def check_served(
 
 def answers_under_load(
     open_client: Callable[[], Any], texts: Sequence[str], steps: Steps | None = None
-) -> tuple[str, ...]:
+) -> tuple[Answer, ...]:
     """The answers when 16 clients ask at a time, one message each."""
     local = threading.local()
     with contextlib.ExitStack() as stack, ThreadPoolExecutor(CLIENTS) as pool:
         opening = threading.Lock()
 
-        def ask(text: str) -> str:
+        def ask(text: str) -> Answer:
             if not hasattr(local, "runner"):
                 with opening:
                     local.runner = stack.enter_context(open_client())
-            label = str(local.runner.infer([text])["label"][0])
+            answer: Answer = local.runner.infer([text])["answer"][0]
             if steps is not None:
                 steps.count([0])
-            return label
+            return answer
 
         return tuple(pool.map(ask, texts))

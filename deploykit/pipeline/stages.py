@@ -37,7 +37,7 @@ class CachedStage:
 
 def _make_data(context: Context, draft: Draft) -> str:
     recipe = context.recipe
-    data, report = load_data(recipe.data, recipe.seed, context.base)
+    data, report = load_data(recipe.data, recipe.seed, context.base, context.task.label_form(recipe.data.label))
     for part in ("train", "validation", "test"):
         _write_json(draft.path / f"{part}.json", dataclasses.asdict(getattr(data, part)))
     _write_json(draft.path / "labels.json", list(data.label_names))

@@ -100,11 +100,21 @@ def _kept_layers(value: object) -> object:
     return tuple(layers)
 
 
+def _name_or_names(value: object) -> object:
+    """Decides between the members of `str | tuple[str, ...]`, so that one wrong value gives one error."""
+    names = [value] if isinstance(value, str) else value
+    if not isinstance(names, list | tuple) or not names or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"must be a column, or a list of columns, not {value!r}")
+    checked = tuple(_one_line(name) for name in names)
+    return checked[0] if len(checked) == 1 else checked
+
+
 Text = Annotated[str, Field(min_length=1), AfterValidator(_one_line)]
 Count = Annotated[int, Field(ge=1, le=INT32_MAX)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 FractionOrPath = Annotated[float | str, BeforeValidator(_fraction_or_path)]
 Lengths = Annotated[Literal["data"] | tuple[int, ...], BeforeValidator(_lengths)]
+Names = Annotated[str | tuple[str, ...], BeforeValidator(_name_or_names)]
 CountOrAll = Annotated[int | Literal["all"], BeforeValidator(_count_or_all)]
 KeptLayers = Annotated[tuple[str, ...], BeforeValidator(_kept_layers)]
 
@@ -130,7 +140,13 @@ class Data(Section):
         default=None, description="More messages, without labels, that a pruned model learns from."
     )
     text: Text = Field(default="text", description="The column that holds the message.")
-    label: Text = Field(default="label", description="The column that holds the label.")
+    label: Names = Field(
+        default="label",
+        description=(
+            "The column that holds the label. For entities: one column with a JSON list of {start, end, label},"
+            " or with a BIO tag for each word; or three columns, of one span's label, start and end."
+        ),
+    )
     strict: bool = Field(default=False, description="Whether a text that is in training and test is an error.")
 
 

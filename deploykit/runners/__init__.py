@@ -55,10 +55,14 @@ def target_from_text(text: str, *, task: str = "text-classification", tokenizer:
 def infer_all(runner: Runner, messages: Sequence[Message], batches: Iterable[Sequence[int]]) -> dict[str, np.ndarray]:
     """The outputs for all messages, in their order, run in the given batches of indices.
 
+    What has a row for each token has as many as the longest message, zeros behind the end of the others.
+
     Raises:
         ParityError: there are no messages, the batches do not cover each once, or an output has not a row for each.
     """
     import numpy as np
+
+    from deploykit.runners.padding import equally_long
 
     if not messages:
         raise ParityError("there are no messages to run", "give a data file with at least one row")
@@ -68,9 +72,10 @@ def infer_all(runner: Runner, messages: Sequence[Message], batches: Iterable[Seq
         if not len(batch) or not all(0 <= index < len(messages) for index in batch):
             raise ParityError(f"a batch of {len(batch)} holds no messages, or other ones than the {len(messages)}")
         outputs = runner.infer([messages[index] for index in batch])
-        for name, values in outputs.items():
+        for name, given in outputs.items():
             if name not in gathered:
-                gathered[name] = np.empty((len(messages), *values.shape[1:]), dtype=values.dtype)
+                gathered[name] = np.zeros((len(messages), *given.shape[1:]), dtype=given.dtype)
+            values, gathered[name] = equally_long(given, gathered[name])
             if values.shape != (len(batch), *gathered[name].shape[1:]):
                 raise ParityError(
                     f"{runner.name}: {name!r} has shape {list(values.shape)} for {len(batch)} messages",

@@ -12,8 +12,10 @@ from typing import Any, Self
 from deploykit.errors import MissingDependencyError, ModelError
 from deploykit.machine import usable_cores
 from deploykit.runners.base import Message, Outputs, Target
+from deploykit.runners.padding import real_tokens
 from deploykit.runners.tokenize import Encoder
 from deploykit.runners.untrusted import check_onnx
+from deploykit.tasks import find_task
 
 
 def onnx_file(location: str) -> Path:
@@ -88,6 +90,7 @@ class OnnxRunner:
 
     def __enter__(self) -> Self:
         path = onnx_file(self._target.location)
+        self._task = find_task(self._target.task)
         self.session = open_session(path, threads=self._target.threads, device=self._target.device)
         self._inputs = [value.name for value in self.session.get_inputs()]
         self._outputs = [value.name for value in self.session.get_outputs()]
@@ -106,17 +109,21 @@ class OnnxRunner:
         self.session = None
 
     def infer(self, messages: Sequence[Message]) -> Outputs:
-        """Every output of the graph for the messages as one batch.
+        """Every output of the graph for the messages as one batch, and `words` for what has a row for each token.
 
         Raises:
             ModelError: onnxruntime can't run the graph on them.
             DataError: a message has a lone surrogate.
         """
-        tensors = self.encoder.encode(messages)
+        tensors = self.encoder.encode(messages, words=self._task.per_token)
         try:
             values = self.session.run(self._outputs, {name: tensors[name] for name in self._inputs})
         except session_errors() as error:
             raise ModelError(
                 f"{self.name} failed on {len(messages)} message(s): {error}", "export the model again"
             ) from None
-        return dict(zip(self._outputs, values, strict=True))
+        outputs = dict(zip(self._outputs, values, strict=True))
+        if self._task.per_token:
+            outputs[self._task.output] = real_tokens(outputs[self._task.output], tensors["attention_mask"])
+            outputs["words"] = tensors["words"]
+        return outputs

@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
 from deploykit.errors import DataError, ModelError
+from deploykit.runners.padding import padded_rows
 from deploykit.runners.words import WordTable
+from deploykit.tasks.spans import word_spans
 
 _UNSET_LENGTH = 1_000_000
 """transformers writes an absurd `model_max_length` (1e30) where a tokenizer has none."""
@@ -53,14 +55,18 @@ class Encoder:
         self.pad_id = pad_id_from_folder(folder, self._tokenizer)
         self._words = WordTable.of(self._tokenizer, _json(path), self.max_length)
 
-    def encode(self, messages: Sequence[str]) -> dict[str, NDArray[np.int64]]:
+    def encode(self, messages: Sequence[str], *, words: bool = False) -> dict[str, NDArray[np.int64]]:
         """`input_ids`, `attention_mask` and `token_type_ids`, each int64 [messages, longest].
+
+        Args:
+            messages: the texts.
+            words: give `words` too, int64 [messages, longest, 2]: the part of the text that each token decides on.
 
         Raises:
             DataError: a message has a lone surrogate.
         """
         try:
-            return self._encode(messages)
+            return self._encode_words(messages) if words else self._encode(messages)
         except TypeError:  # what tokenizers says of a string that has no UTF-8
             refuse_surrogates(messages)
             raise
@@ -82,7 +88,15 @@ class Encoder:
                 "attention_mask": np.ones_like(ids),
                 "token_type_ids": np.array([encoding.type_ids], dtype=np.int64),
             }
+        return self._padded(self._tokenizer.encode_batch(list(messages)))
+
+    def _encode_words(self, messages: Sequence[str]) -> dict[str, NDArray[np.int64]]:
         encodings: list[Encoding] = self._tokenizer.encode_batch(list(messages))
+        tensors = self._padded(encodings)
+        decided = [word_spans(text, each.offsets) for text, each in zip(messages, encodings, strict=True)]
+        return tensors | {"words": padded_rows(decided)}
+
+    def _padded(self, encodings: Sequence[Encoding]) -> dict[str, NDArray[np.int64]]:
         shape = (len(encodings), max(len(encoding) for encoding in encodings))
         ids, mask, types = np.full(shape, self.pad_id, np.int64), np.zeros(shape, np.int64), np.zeros(shape, np.int64)
         for row, encoding in enumerate(encodings):

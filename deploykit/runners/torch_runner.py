@@ -14,8 +14,10 @@ import numpy as np
 from deploykit.errors import ModelError
 from deploykit.machine import usable_cores
 from deploykit.runners.base import Message, Outputs, Target
+from deploykit.runners.padding import real_tokens
 from deploykit.runners.tokenize import max_length_from_folder, refuse_surrogates
 from deploykit.runners.untrusted import check_checkpoint
+from deploykit.tasks.spans import word_spans
 
 
 class TorchRunner:
@@ -56,7 +58,7 @@ class TorchRunner:
         tokenizer_folder = Path(self._target.tokenizer or folder)
         self._tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder, trust_remote_code=False)
         self._max_length = max_length_from_folder(tokenizer_folder)
-        self._output = task.output
+        self._task = task
         return self
 
     def __exit__(
@@ -65,7 +67,9 @@ class TorchRunner:
         self._model = self._tokenizer = None
 
     def infer(self, messages: Sequence[Message]) -> Outputs:
-        """The task's output for the messages as one batch: float32, whatever precision computed it.
+        """The task's output for the messages as one batch, and `words` for what has a row for each token.
+
+        The output is float32, whatever precision computed it.
 
         Raises:
             DataError: a message has a lone surrogate.
@@ -79,10 +83,17 @@ class TorchRunner:
                 max_length=self._max_length,
                 padding=len(messages) > 1,
                 return_tensors="pt",
+                return_offsets_mapping=self._task.per_token,
             )
         except TypeError:
             refuse_surrogates(messages)
             raise
+        offsets = inputs.pop("offset_mapping", None)
+        mask = inputs["attention_mask"].numpy()
         with torch.inference_mode():
-            outputs = self._model(**inputs.to(self._device))[self._output]
-        return {self._output: outputs.float().cpu().numpy().astype(np.float32, copy=False)}
+            outputs = self._model(**inputs.to(self._device))[self._task.output]
+        values = outputs.float().cpu().numpy().astype(np.float32, copy=False)
+        if offsets is None:
+            return {self._task.output: values}
+        words = [word_spans(text, each.tolist()) for text, each in zip(messages, offsets, strict=True)]
+        return {self._task.output: real_tokens(values, mask), "words": np.stack(words)}

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-__all__ = ["Answer", "Rejected", "TritonClient"]
+__all__ = ["Rejected", "TritonClient"]
 
 import socket
 import ssl
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -28,6 +27,7 @@ from deploykit.runners.triton_wire import (
     Wire,
     parse_url,
 )
+from deploykit.tasks import Answer, Task, task_of_outputs
 
 _LIMITS_BYTES = {"http": 64 << 20, "grpc": (1 << 31) - 1}
 """The largest request that Triton takes by default: its HTTP limit, and protobuf's."""
@@ -41,21 +41,6 @@ Result = TypeVar("Result")
 
 class Rejected(RequestError):
     """The server's queue was full, or the request had waited there too long."""
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a text model answers to one message.
-
-    Attributes:
-        label: the label of the highest score.
-        score: its probability.
-        alternatives: the next labels with their scores, best first.
-    """
-
-    label: str
-    score: float
-    alternatives: tuple[tuple[str, float], ...] = ()
 
 
 class TritonClient:
@@ -111,42 +96,48 @@ class TritonClient:
         """
         return self._call(lambda left_s: self._wire.metadata(model, left_s), model)
 
-    def ask(self, model: str, texts: Sequence[str], top_k: int = 1) -> list[Answer]:
+    def ask(self, model: str, texts: Sequence[str], top_k: int = 1, task: Task | None = None) -> list[Answer]:
         """What a text model answers to these messages, sent as one batch.
 
         Args:
             model: the text entry's name.
             texts: the messages.
-            top_k: how many labels for each message, the alternatives included.
+            top_k: how many labels for each message, the alternatives included, where the task ranks them.
+            task: what the model does; told by its outputs unless given.
 
         Raises:
             RequestError: a message can't be encoded, or the server refuses or fails the request.
             ServerError: there is no server, or it does not answer.
         """
-        found = self.infer_texts(model, texts, top_k=top_k)
-        answers = []
-        for labels, scores in zip(found["label"], found["score"], strict=True):
-            ranked = [(_decoded(label), float(score)) for label, score in zip(labels, scores, strict=True)]
-            answers.append(Answer(*ranked[0], tuple(ranked[1:])))
-        return answers
+        return self.infer_texts(model, texts, task, None if task is None else (), top_k=top_k)[0]
 
     def infer_texts(
-        self, model: str, texts: Sequence[str], outputs: Sequence[str] = ("label", "score"), top_k: int = 1
-    ) -> dict[str, NDArray[Any]]:
-        """One inference of a text entry: `label` BYTES and `score` float, each [messages, k], and further outputs.
+        self,
+        model: str,
+        texts: Sequence[str],
+        task: Task | None,
+        outputs: Sequence[str] | None = None,
+        top_k: int = 1,
+    ) -> tuple[list[Answer], dict[str, NDArray[Any]]]:
+        """One inference of a text entry: the answers, and further outputs; all of them where `outputs` is None.
 
         Raises:
             As `ask`.
         """
-        found = self.infer(model, {"text": _text_tensor(texts)}, outputs, {"top_k": top_k})
-        labels, scores = found["label"], found["score"]
-        readable = labels.dtype == np.object_ and scores.dtype.kind == "f"
-        if not readable or labels.shape != scores.shape or labels.ndim != 2 or labels.shape[1] == 0:
-            raise self._malformed(f"labels {labels.dtype} {labels.shape}, scores {scores.dtype} {scores.shape}")
-        for name in outputs:
-            if len(found[name]) != len(texts):
-                raise self._malformed(f"output {name} has {len(found[name])} rows for {len(texts)} messages")
-        return found
+        known = [] if task is None else [output.name for output in task.served]
+        wanted = () if outputs is None else (*known, *outputs)
+        found = self.infer(model, {"text": _text_tensor(texts)}, wanted, {"top_k": top_k})
+        task = task or task_of_outputs(found)
+        if task is None:
+            raise self._malformed(f"outputs {', '.join(found) or 'none'}, which no text model has")
+        for name, values in found.items():
+            rows = len(values) if values.ndim else 0
+            if rows != len(texts):
+                raise self._malformed(f"output {name} has {rows} rows for {len(texts)} messages")
+        try:
+            return task.served_answers(found), found
+        except ValueError as error:
+            raise self._malformed(str(error)) from error
 
     def infer(
         self,
@@ -283,7 +274,3 @@ def _speaks_tls(connection: socket.socket) -> bool:
 
 def _size_bytes(array: NDArray[Any]) -> int:
     return sum(4 + len(value) for value in array.ravel()) if array.dtype == np.object_ else array.nbytes
-
-
-def _decoded(label: bytes) -> str:
-    return label.decode("utf-8", errors="replace")

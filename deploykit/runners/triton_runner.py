@@ -14,6 +14,7 @@ from deploykit.errors import ServerError, UsageError
 from deploykit.runners.base import Message, Outputs, Target
 from deploykit.runners.triton_client import TritonClient
 from deploykit.runners.triton_wire import parse_url
+from deploykit.tasks import find_task
 
 
 class TritonRunner:
@@ -31,6 +32,7 @@ class TritonRunner:
         if not self._model or "/" in self._model:
             raise UsageError(f"{target.location!r} names no model", hint=f"write {self._address}/MODEL")
         self._client: TritonClient | None = None
+        self._task = find_task(target.task)
 
     @property
     def name(self) -> str:
@@ -61,7 +63,7 @@ class TritonRunner:
             self._client = None
 
     def infer(self, messages: Sequence[Message]) -> Outputs:
-        """One request for all messages: `logits` float32 [n, labels], `label` str objects [n], `score` float32 [n].
+        """One request for all messages: the task's output, and `answer`, what the server said to each (objects [n]).
 
         Raises:
             RequestError: the server refuses them, as it does more messages than the model's max_batch_size.
@@ -70,10 +72,7 @@ class TritonRunner:
         """
         if self._client is None:
             raise UsageError("the runner is not entered", hint="use it in a with statement")
-        found = self._client.infer_texts(self._model, messages, ("label", "score", "logits"))
-        labels = [value.decode("utf-8", errors="replace") for value in found["label"][:, 0]]
-        return {
-            "logits": found["logits"],
-            "label": np.array(labels, dtype=np.object_),
-            "score": found["score"][:, 0],
-        }
+        answers, outputs = self._client.infer_texts(self._model, messages, self._task, (self._task.output,))
+        said = np.empty(len(answers), dtype=np.object_)
+        said[:] = answers
+        return {self._task.output: outputs[self._task.output], "answer": said}

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-__all__ = ["ENTRY_POINTS", "Answer", "Task", "find_task", "task_names"]
+__all__ = ["ENTRY_POINTS", "Answer", "Scores", "Task", "find_task", "task_names", "task_of_outputs"]
 
 import difflib
+from collections.abc import Collection
 from importlib.metadata import entry_points
 from typing import cast
 
 from deploykit.errors import UsageError
-from deploykit.tasks.base import Answer, Task
+from deploykit.tasks.base import Answer, Scores, Task
 
 ENTRY_POINTS = "deploykit.tasks"
 
@@ -31,3 +32,12 @@ def find_task(name: str) -> Task:
         hint = f"did you mean {near[0]!r}?" if near else f"known tasks: {', '.join(task_names())}"
         raise UsageError(f"unknown task {name!r}", hint)
     return cast(Task, found[0].load()())
+
+
+def task_of_outputs(names: Collection[str]) -> Task | None:
+    """The task whose text model has these outputs; None where no installed task's has."""
+    for name in task_names():
+        task = find_task(name)
+        if {task.output, *(output.name for output in task.served)} <= set(names):
+            return task
+    return None

@@ -2,29 +2,88 @@
 
 from __future__ import annotations
 
-__all__ = ["Answer", "Message", "Outputs", "Task"]
+__all__ = ["Answer", "Message", "Outputs", "Scores", "ServedOutput", "Task"]
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
     from transformers import PreTrainedModel
 
+    from deploykit.data.labels import Label, LabelForm
+
 Message = str
 Outputs: TypeAlias = "Mapping[str, NDArray[Any]]"
-"""Named arrays, the first axis the batch: for a classifier `logits`, float32 [batch, labels]."""
+"""Named arrays, the first axis the batch: for a classifier `logits`, float32 [batch, labels]. What has a row for each
+token has the longest message's tokens as its second axis, and zeros behind the end of the shorter ones."""
+
+
+class Answer(Protocol):
+    """What a client is told about one message. Two are equal that say the same, whatever their scores; hashable."""
+
+    def __str__(self) -> str:
+        """The answer in a report."""
+        ...
+
+    def __hash__(self) -> int: ...
+
+    def as_json(self, text: str) -> dict[str, Any]:
+        """The answer to that message in JSON, under stable names."""
+        ...
+
+    def line(self, text: str) -> str:
+        """The answer to that message on one line."""
+        ...
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What a client is told: the best label, its probability, and the next best ones, best first."""
+class Scores:
+    """How good the answers to some messages are.
 
-    label: str
-    score: float
-    alternatives: tuple[tuple[str, float], ...] = ()
+    Attributes:
+        earned: float64 [messages].
+        possible: float64 [messages]: the metric is the sum of what was earned over the sum of what was possible. It is
+            1 for each message where the metric is a mean, and may be 0 for one that does not count.
+    """
+
+    earned: NDArray[np.float64]
+    possible: NDArray[np.float64]
+
+    @property
+    def value(self) -> float:
+        """The metric, a fraction; 1 where nothing was asked for and nothing given."""
+        total = float(self.possible.sum())
+        return float(self.earned.sum()) / total if total else 1.0
+
+    @property
+    def correct(self) -> NDArray[np.bool_]:
+        """Which answers are wholly right: bool [messages]."""
+        right: NDArray[np.bool_] = self.earned == self.possible
+        return right
+
+    @property
+    def is_share(self) -> bool:
+        """Whether the metric is the share of right answers: each is right or wrong, and counts as much."""
+        return bool((self.possible == 1).all() and ((self.earned == 0) | (self.earned == 1)).all())
+
+
+@dataclass(frozen=True)
+class ServedOutput:
+    """An output of the text model, beside the task's tensor.
+
+    Attributes:
+        name: its name.
+        dtype: its data type, as Triton's clients name it.
+        dims: its shape for one message; -1 is any length.
+    """
+
+    name: str
+    dtype: Literal["BYTES", "FP32", "INT64"]
+    dims: tuple[int, ...]
 
 
 class Task(Protocol):
@@ -45,26 +104,92 @@ class Task(Protocol):
         """The ONNX output that carries the answer."""
         ...
 
+    @property
+    def per_token(self) -> bool:
+        """Whether that output has a row for each token.
+
+        Runners then give `words` beside it, int64 [batch, tokens, 2]: the part of the text that a token decides on,
+        0 and 0 where it decides on none (`deploykit.tasks.spans`).
+        """
+        ...
+
+    @property
+    def served(self) -> tuple[ServedOutput, ...]:
+        """What the text model answers, beside that output."""
+        ...
+
+    def label_form(self, columns: str | Sequence[str]) -> LabelForm:
+        """How its labels are written down in these columns of the data.
+
+        Raises:
+            UsageError: they are too many, or too few.
+        """
+        ...
+
     def load_model(self, folder: Path, labels: Sequence[str] | None = None, **settings: Any) -> PreTrainedModel:
         """The PyTorch model of a checkpoint folder; with `labels`, a head for them (new where it does not fit)."""
         ...
 
-    def targets(self, labels: Sequence[str], label_names: Sequence[str]) -> NDArray[Any]:
-        """Labels as the model is trained on them."""
+    def targets(
+        self, labels: Sequence[Label], label_names: Sequence[str], words: Sequence[NDArray[np.int64]] = ()
+    ) -> list[Any]:
+        """What the model is trained on, by message: a whole number, or a list with one for each token.
+
+        Args:
+            labels: of the messages.
+            label_names: what the model's outputs are called.
+            words: of each message, [tokens, 2] (`per_token`).
+
+        Raises:
+            DataError: a label that the model does not know.
+        """
         ...
 
-    def metrics(self, outputs: Outputs, targets: NDArray[Any]) -> Mapping[str, float]:
-        """Every metric by name, `metric` among them; fractions."""
-        ...
+    def metrics(
+        self, predictions: NDArray[Any], targets: NDArray[Any], label_names: Sequence[str]
+    ) -> Mapping[str, float]:
+        """Every metric of a training by name, `metric` among them; fractions.
 
-    def correct(self, outputs: Outputs, targets: NDArray[Any]) -> NDArray[Any]:
-        """Which items are answered right: bool [items]."""
+        Args:
+            predictions: the output for all messages.
+            targets: as they were trained on, -100 where there is none.
+            label_names: what the model's outputs are called.
+        """
         ...
 
     def answers(self, outputs: Outputs, label_names: Sequence[str], top_k: int = 1) -> list[Answer]:
-        """What a client is told for each item."""
+        """What a client is told for each message."""
         ...
 
-    def entry(self) -> Path:
-        """The source of the Python model that answers text in Triton: it imports nothing of deploykit."""
+    def right_answers(self, labels: Sequence[Label], label_names: Sequence[str]) -> list[Answer]:
+        """The answers that these labels ask for.
+
+        Raises:
+            DataError: a label that the model does not know.
+        """
+        ...
+
+    def scores(self, answers: Sequence[Answer], right: Sequence[Answer]) -> Scores:
+        """How good answers are; the metric is their `value`."""
+        ...
+
+    def by_class(
+        self, answers: Sequence[Answer], right: Sequence[Answer]
+    ) -> tuple[Sequence[Hashable], Sequence[Hashable]]:
+        """What was asked for, one class each, and what was answered to it: for recall by class."""
+        ...
+
+    def entry(self) -> tuple[Path, ...]:
+        """The sources of the Python model that answers text in Triton, the model itself first.
+
+        They import nothing of deploykit: numpy, Triton's own module, and each other by name.
+        """
+        ...
+
+    def served_answers(self, found: Outputs) -> list[Answer]:
+        """The answers in what the text model sent.
+
+        Raises:
+            ValueError: that is not what it sends.
+        """
         ...

@@ -2,22 +2,45 @@
 
 from __future__ import annotations
 
-__all__ = ["TextClassification"]
+__all__ = ["Classified", "TextClassification"]
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from deploykit.errors import DataError, ModelError
-from deploykit.tasks.base import Answer, Outputs
-from deploykit.tasks.pruned import class_to_load
-from deploykit.tasks.quiet import quiet_transformers
+from deploykit.data.labels import Label, OneClass
+from deploykit.errors import UsageError
+from deploykit.tasks.base import Answer, Outputs, Scores, ServedOutput
+from deploykit.tasks.checkpoint import check_known, load_checkpoint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Classified:
+    """The best label of a message, its probability, and the next best ones, best first."""
+
+    label: str
+    score: float = field(default=1.0, compare=False)
+    alternatives: tuple[tuple[str, float], ...] = field(default=(), compare=False)
+
+    def __str__(self) -> str:
+        return self.label
+
+    def as_json(self, text: str) -> dict[str, Any]:
+        """`label`, `score`, and `alternatives` of both."""
+        others = [{"label": label, "score": score} for label, score in self.alternatives]
+        return {"label": self.label, "score": self.score, "alternatives": others}
+
+    def line(self, text: str) -> str:
+        """The label with its probability, then the message."""
+        others = "".join(f", {label} {score:.1%}" for label, score in self.alternatives)
+        return f"{self.label} ({self.score:.1%}{others})  {text}"
 
 
 class TextClassification:
@@ -26,79 +49,49 @@ class TextClassification:
     name = "text-classification"
     metric = "accuracy"
     output = "logits"
+    per_token = False
+    served = (ServedOutput("label", "BYTES", (-1,)), ServedOutput("score", "FP32", (-1,)))
 
-    def load_model(self, folder: Path, labels: Sequence[str] | None = None, **settings: Any) -> PreTrainedModel:
-        """The sequence-classification model of a checkpoint folder.
-
-        Args:
-            folder: a Hugging Face checkpoint folder (safetensors).
-            labels: the labels of a new head, in index order; without it the checkpoint's own head is kept.
-            settings: passed on to `from_pretrained`.
+    def label_form(self, columns: str | Sequence[str]) -> OneClass:
+        """One column.
 
         Raises:
-            ModelError: transformers can't load it, or it has no head (and no labels for a new one are given).
+            UsageError: there are several.
         """
-        from huggingface_hub.errors import StrictDataclassError
-        from transformers import AutoModelForSequenceClassification
+        if not isinstance(columns, str):
+            raise UsageError(f"{self.name} takes one label column, not {len(columns)}", "name the column of the class")
+        return OneClass(columns)
 
-        if settings.get("attn_implementation") == "sdpa":
-            del settings["attn_implementation"]  # the default; to ask for it is an error where a model lacks it (MPNet)
+    def load_model(self, folder: Path, labels: Sequence[str] | None = None, **settings: Any) -> PreTrainedModel:
+        """The sequence-classification model of a checkpoint folder; see `load_checkpoint`."""
         if labels is not None:
-            settings |= {
-                "num_labels": len(labels),
-                "id2label": dict(enumerate(labels)),
-                "label2id": {label: index for index, label in enumerate(labels)},
-                "problem_type": "single_label_classification",
-                # A checkpoint that was tuned for other labels gets a new head.
-                "ignore_mismatched_sizes": True,
-            }
-        model: PreTrainedModel
-        try:
-            with quiet_transformers():
-                model, found = class_to_load(folder, AutoModelForSequenceClassification).from_pretrained(
-                    folder, output_loading_info=True, trust_remote_code=False, **settings
-                )
-        except (OSError, ValueError, RuntimeError, KeyError, StrictDataclassError) as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise ModelError(
-                f"transformers can't load {folder} for {self.name}: {reason}",
-                "check that its config.json belongs to its weights, and that transformers knows the model type",
-            ) from error
-        if labels is None and found["missing_keys"]:
-            raise ModelError(
-                f"{folder} has no weights for {', '.join(sorted(found['missing_keys'])[:3])}",
-                "a pretrained encoder answers nothing yet: `deploykit finetune` gives it a head",
-            )
-        return model
+            settings["problem_type"] = "single_label_classification"
+        return load_checkpoint(folder, "AutoModelForSequenceClassification", self.name, labels, **settings)
 
-    def targets(self, labels: Sequence[str], label_names: Sequence[str]) -> NDArray[np.int64]:
-        """Label indices, int64 [items].
+    def targets(
+        self, labels: Sequence[Label], label_names: Sequence[str], words: Sequence[NDArray[np.int64]] = ()
+    ) -> list[int]:
+        """Label indices.
 
         Raises:
             DataError: a label that the model does not know.
         """
         index = {name: position for position, name in enumerate(label_names)}
-        unknown = sorted(set(labels) - set(index))
-        if unknown:
-            raise DataError(
-                f"{len(unknown)} label(s) that the model does not know: {', '.join(unknown[:5])}",
-                "use data with the model's own labels, or leave the labels out to check without the metric",
-            )
-        return np.array([index[label] for label in labels], dtype=np.int64)
+        names = [str(label) for label in labels]
+        check_known(names, index)
+        return [index[name] for name in names]
 
-    def metrics(self, outputs: Outputs, targets: NDArray[Any]) -> Mapping[str, float]:
+    def metrics(
+        self, predictions: NDArray[Any], targets: NDArray[Any], label_names: Sequence[str]
+    ) -> Mapping[str, float]:
         """Accuracy and macro F1 (over the labels that occur in either), as fractions."""
         from sklearn.metrics import f1_score
 
-        predicted = outputs[self.output].argmax(axis=-1)
+        predicted = predictions.argmax(axis=-1)
         return {
             "accuracy": float(np.mean(predicted == targets)),
             "macro_f1": float(f1_score(targets, predicted, average="macro", zero_division=0.0)),
         }
-
-    def correct(self, outputs: Outputs, targets: NDArray[Any]) -> NDArray[np.bool_]:
-        """Which items get their label: bool [items]."""
-        return np.asarray(outputs[self.output].argmax(axis=-1) == targets, dtype=np.bool_)
 
     def answers(self, outputs: Outputs, label_names: Sequence[str], top_k: int = 1) -> list[Answer]:
         """The `top_k` labels of each item with their probabilities, best first; ties go to the lower index."""
@@ -106,12 +99,50 @@ class TextClassification:
         shifted = np.exp(logits - logits.max(axis=-1, keepdims=True))
         probabilities = shifted / shifted.sum(axis=-1, keepdims=True)
         order = np.argsort(-logits, axis=-1, kind="stable")[:, :top_k]
-        answers = []
+        answers: list[Answer] = []
         for row, best in enumerate(order):
             ranked = [(label_names[index], float(probabilities[row, index])) for index in best]
-            answers.append(Answer(*ranked[0], alternatives=tuple(ranked[1:])))
+            answers.append(Classified(*ranked[0], alternatives=tuple(ranked[1:])))
         return answers
 
-    def entry(self) -> Path:
-        """The text entry's source file."""
-        return Path(__file__).parents[1] / "triton" / "entries" / "text_classification.py"
+    def right_answers(self, labels: Sequence[Label], label_names: Sequence[str]) -> list[Answer]:
+        """The labels.
+
+        Raises:
+            DataError: a label that the model does not know.
+        """
+        check_known(map(str, labels), label_names)
+        return [Classified(str(label)) for label in labels]
+
+    def scores(self, answers: Sequence[Answer], right: Sequence[Answer]) -> Scores:
+        """1 for each right label: their mean is the accuracy."""
+        earned = np.array([ours == wanted for ours, wanted in zip(answers, right, strict=True)], dtype=np.float64)
+        return Scores(earned, np.ones_like(earned))
+
+    def by_class(self, answers: Sequence[Answer], right: Sequence[Answer]) -> tuple[Sequence[Answer], Sequence[Answer]]:
+        """Each message's own label, and the one that it got."""
+        return right, answers
+
+    def entry(self) -> tuple[Path, ...]:
+        """The text model's source files."""
+        folder = Path(__file__).parents[1] / "triton" / "entries"
+        return folder / "text_classification.py", folder / "text_model.py"
+
+    def served_answers(self, found: Outputs) -> list[Answer]:
+        """The labels and scores that the text model sent, each [messages, k].
+
+        Raises:
+            ValueError: that is not what it sends.
+        """
+        labels, scores = found["label"], found["score"]
+        readable = labels.dtype == np.object_ and scores.dtype.kind == "f"
+        if not readable or labels.shape != scores.shape or labels.ndim != 2 or labels.shape[1] == 0:
+            raise ValueError(f"labels {labels.dtype} {labels.shape}, scores {scores.dtype} {scores.shape}")
+        answers: list[Answer] = []
+        for names, values in zip(labels, scores, strict=True):
+            ranked = [
+                (name.decode("utf-8", errors="replace"), float(score))
+                for name, score in zip(names, values, strict=True)
+            ]
+            answers.append(Classified(*ranked[0], alternatives=tuple(ranked[1:])))
+        return answers

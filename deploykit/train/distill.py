@@ -29,7 +29,7 @@ class Teacher:
     """What a teacher answers to the training rows.
 
     Attributes:
-        logits: float32 [rows, labels].
+        logits: float32 [rows, labels]; of a task by token [tokens, labels], one row after the other.
         hidden: the last hidden states of all rows' tokens, float16 [tokens, width], one row after the other.
         starts: where each row's tokens begin, int64 [rows + 1].
     """
@@ -37,6 +37,21 @@ class Teacher:
     logits: NDArray[np.float32]
     hidden: NDArray[np.float16]
     starts: NDArray[np.int64]
+
+    @property
+    def per_token(self) -> bool:
+        """Whether there are logits for each token."""
+        return len(self.logits) != len(self.starts) - 1
+
+    def logits_of(self, rows: Sequence[int], length: int) -> NDArray[np.float32]:
+        """The logits of rows as one batch: [rows, labels], or [rows, length, labels], zeros behind a row's end."""
+        if not self.per_token:
+            return self.logits[list(rows)]
+        batch = np.zeros((len(rows), length, self.logits.shape[1]), dtype=np.float32)
+        for place, row in enumerate(rows):
+            tokens = self.logits[self.starts[row] : self.starts[row + 1]]
+            batch[place, : len(tokens)] = tokens
+        return batch
 
     def hidden_of(self, row: int) -> NDArray[np.float16]:
         """One row's hidden states, [tokens, width]."""
@@ -99,9 +114,14 @@ def teach(
                 found = model(**{key: value.to(device) for key, value in batch.items()}, output_hidden_states=True)
             answers = found[output].float().cpu().numpy()
             states = found.hidden_states[-1].half().cpu().numpy()
-            logits = np.empty((len(order), answers.shape[1]), np.float32) if not logits.size else logits
-            logits[rows] = answers
+            by_token = answers.ndim == 3
+            if not logits.size:
+                logits = np.empty((int(starts[-1]) if by_token else len(order), answers.shape[-1]), np.float32)
+            if not by_token:
+                logits[rows] = answers
             for place, row in enumerate(rows):
+                if by_token:
+                    logits[starts[row] : starts[row + 1]] = answers[place, : lengths[row]]
                 hidden[starts[row] : starts[row + 1]] = states[place, : lengths[row]]
             listener(Progress(stage, min(begin + _BATCH, len(order)), len(order), "taught message"))
         hidden.flush()
@@ -111,7 +131,7 @@ def teach(
 
 
 def distillation_loss(outputs: Any, batch: Mapping[str, Any], output: str, settings: Distillation) -> Any:
-    """The loss of one batch, a scalar tensor.
+    """The loss of one batch, a scalar tensor: the mean over its messages, or over real tokens where each has logits.
 
     Args:
         outputs: the student's, with hidden states where they count.
@@ -123,13 +143,17 @@ def distillation_loss(outputs: Any, batch: Mapping[str, Any], output: str, setti
     from torch.nn import functional
 
     heat = settings.temperature
+    logits, wanted, labels = outputs[output].float(), batch["teacher_logits"], batch["labels"]
+    if logits.ndim == 3:  # an answer for each token: those of the padding teach nothing
+        real = batch["attention_mask"].bool()
+        logits, wanted, labels = logits[real], wanted[real], labels[real]
     soft = functional.kl_div(
-        functional.log_softmax(outputs[output].float() / heat, dim=-1),
-        functional.log_softmax(batch["teacher_logits"] / heat, dim=-1),
+        functional.log_softmax(logits / heat, dim=-1),
+        functional.log_softmax(wanted / heat, dim=-1),
         reduction="batchmean",
         log_target=True,
     )
-    hard = functional.cross_entropy(outputs[output].float(), batch["labels"], reduction="sum") / len(batch["labels"])
+    hard = functional.cross_entropy(logits, labels, reduction="sum") / len(labels)
     loss = settings.soft_weight * heat**2 * soft + (1 - settings.soft_weight) * hard
     if settings.hidden_weight:
         mask = batch["attention_mask"].unsqueeze(-1).float()
@@ -151,7 +175,7 @@ def with_teacher(pad: Callable[..., Any], teacher: Teacher) -> Callable[[Sequenc
             for place, number in enumerate(numbers):
                 states = teacher.hidden_of(number)
                 hidden[place, : len(states)] = states
-            batch["teacher_logits"] = torch.from_numpy(teacher.logits[numbers])
+            batch["teacher_logits"] = torch.from_numpy(teacher.logits_of(numbers, length))
             batch["teacher_hidden"] = torch.from_numpy(hidden)
         return batch
 

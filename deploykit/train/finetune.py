@@ -25,7 +25,7 @@ from deploykit.train.distill import with_teacher
 from deploykit.train.dropout import cheap_dropout
 from deploykit.train.lesson import Lesson, taught, unlabelled_rows
 from deploykit.train.processes import is_main_process, on_cpu, processes
-from deploykit.train.rows import training_rows
+from deploykit.train.rows import padding_collator, training_rows
 from deploykit.train.trainer import NAN_HINT, interrupts, trainer_class, watching
 
 
@@ -90,7 +90,7 @@ def finetune(
         TrainingError: the loss or a metric is not a number, the message names the step; or fp16 without a GPU.
         ModelError: the checkpoint is damaged, unsafe or of the wrong kind.
     """
-    from transformers import DataCollatorWithPadding, set_seed
+    from transformers import set_seed
 
     check_checkpoint(model, trust_pickle=trust_pickle)
     workspace.mkdir(parents=True, exist_ok=True)
@@ -101,21 +101,21 @@ def finetune(
         tokenizer = _tokenizer(model, settings.max_length)
         network = _network(model, data.label_names, settings, task, trust_pickle=trust_pickle)
         splits = {
-            name: training_rows(tokenizer, network, table.texts, task.targets(table.labels or (), data.label_names))
+            name: training_rows(tokenizer, network, table.texts, task, table.labels or (), data.label_names)
             for name, table in (("train", data.train), ("validation", data.validation))
         }
         splits["validation"].sort(key=lambda row: len(row["input_ids"]))  # batches of like lengths pad little
         epochs = settings.epochs
         if lesson is not None:
             labelled = len(splits["train"])
-            splits["train"] += unlabelled_rows(lesson, tokenizer, network, splits["train"])
+            splits["train"] += unlabelled_rows(lesson, tokenizer, network, task, splits["train"])
             epochs *= labelled / len(splits["train"])
         steps_per_epoch = math.ceil(
             len(splits["train"]) / (settings.batch_size * settings.gradient_accumulation * processes().num_processes)
         )
         total = math.ceil(steps_per_epoch * epochs)
         watch = watching(steps_per_epoch, total, task.metric, stage, listener)
-        collate: Any = DataCollatorWithPadding(tokenizer)
+        collate: Any = padding_collator(tokenizer)
         distillation = None
         if lesson is not None:
             distillation = taught(lesson, splits["train"], task, collate, workspace, listener)
@@ -129,7 +129,7 @@ def finetune(
             data_collator=collate,
             processing_class=tokenizer,
             compute_metrics=lambda prediction: dict(
-                task.metrics({task.output: prediction.predictions}, prediction.label_ids)
+                task.metrics(prediction.predictions, prediction.label_ids, data.label_names)
             ),
             callbacks=[watch, *_early_stopping(settings.early_stopping)],
         )
@@ -144,7 +144,7 @@ def finetune(
             trainer.train(resume_from_checkpoint=str(start) if start else None)
         if watch.interrupted:
             raise KeyboardInterrupt
-        metrics = _final_metrics(trainer, splits["validation"], task)
+        metrics = _final_metrics(trainer, splits["validation"], task, data.label_names)
         if trainer.is_world_process_zero():
             out.mkdir(parents=True, exist_ok=True)
             network.float().save_pretrained(out)
@@ -240,11 +240,11 @@ def _arguments(settings: Finetune, task: Task, workspace: Path, *, seed: int, ep
     )
 
 
-def _final_metrics(trainer: Any, validation: Any, task: Task) -> dict[str, float]:
+def _final_metrics(trainer: Any, validation: Any, task: Task, names: Sequence[str]) -> dict[str, float]:
     """The loss and every metric of the task on the validation split."""
     prediction = trainer.predict(validation)
     metrics = {"loss": float(prediction.metrics["test_loss"])}
-    metrics |= task.metrics({task.output: prediction.predictions}, prediction.label_ids)
+    metrics |= task.metrics(prediction.predictions, prediction.label_ids, names)
     for name, value in metrics.items():
         if not math.isfinite(value):
             raise TrainingError(f"{name} is not a number after step {trainer.state.global_step}", NAN_HINT)

@@ -15,7 +15,7 @@ from deploykit.runners.untrusted import check_checkpoint
 from deploykit.tasks import Task
 from deploykit.train.distill import Distillation, teach
 from deploykit.train.processes import on_cpu, processes
-from deploykit.train.rows import NO_LABEL, Row, training_rows
+from deploykit.train.rows import Row, training_rows, unlabelled
 
 
 @dataclass(frozen=True)
@@ -61,10 +61,9 @@ def taught(lesson: Lesson, rows: Any, task: Task, pad: Any, workspace: Path, lis
     return Distillation(teacher, lesson.temperature, lesson.soft_weight, lesson.hidden_weight)
 
 
-def unlabelled_rows(lesson: Lesson, tokenizer: Any, network: Any, rows: Sequence[Row]) -> list[Row]:
+def unlabelled_rows(lesson: Lesson, tokenizer: Any, network: Any, task: Task, rows: Sequence[Row]) -> list[Row]:
     """Rows that only the teacher answers: messages without labels, and altered copies of all."""
-    none = [NO_LABEL] * len(lesson.unlabelled)
-    found = training_rows(tokenizer, network, lesson.unlabelled, none) if none else []
+    found = training_rows(tokenizer, network, lesson.unlabelled, task, None, ()) if lesson.unlabelled else []
     if lesson.copies:
         from deploykit.train.augment import altered_rows, nearest_pieces
 
@@ -73,6 +72,6 @@ def unlabelled_rows(lesson: Lesson, tokenizer: Any, network: Any, rows: Sequence
         nearest = nearest_pieces(network.get_input_embeddings().weight.detach(), used, tokenizer.all_special_ids)
         names = [name for name in rows[0] if name not in ("input_ids", "attention_mask", "labels")]
         for ids in altered_rows(plain, nearest, lesson.copies, lesson.seed):
-            row: Row = {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": NO_LABEL}
+            row: Row = {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": unlabelled(ids, task.per_token)}
             found.append(row | {name: [0] * len(ids) for name in names})
     return found

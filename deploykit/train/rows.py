@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-__all__ = ["NO_LABEL", "Row", "training_rows"]
+__all__ = ["NO_LABEL", "Row", "padding_collator", "training_rows", "unlabelled"]
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
+
+from deploykit.data.labels import Label
+from deploykit.tasks import Task
+from deploykit.tasks.spans import word_spans
 
 Row = dict[str, Any]
 
@@ -14,11 +18,53 @@ NO_LABEL = -100
 """What PyTorch's cross entropy leaves out."""
 
 
-def training_rows(tokenizer: Any, network: Any, texts: Sequence[str], targets: Any) -> list[Row]:
-    """Rows of what the model takes, with their `labels`; a tokenizer may give more (token types to DistilBERT)."""
-    encoded = tokenizer(list(texts), truncation=True, padding=False)
+def training_rows(
+    tokenizer: Any, network: Any, texts: Sequence[str], task: Task, labels: Sequence[Label] | None, names: Sequence[str]
+) -> list[Row]:
+    """Rows of what the model takes, with their `labels`: a number, or for a task by token a list of them.
+
+    Args:
+        tokenizer: the model's; it may give more than the model takes (token types to DistilBERT).
+        network: the model.
+        texts: the messages.
+        task: what the model learns.
+        labels: of the messages; None for rows that have none.
+        names: what the model's outputs are called.
+    """
+    encoded = tokenizer(list(texts), truncation=True, padding=False, return_offsets_mapping=task.per_token)
     taken = inspect.signature(network.forward).parameters
+    if labels is None:
+        targets = [unlabelled(ids, task.per_token) for ids in encoded["input_ids"]]
+    elif task.per_token:
+        words = [word_spans(text, each) for text, each in zip(texts, encoded["offset_mapping"], strict=True)]
+        targets = task.targets(labels, names, words)
+    else:
+        targets = task.targets(labels, names)
     return [
-        {name: values[row] for name, values in encoded.items() if name in taken} | {"labels": int(targets[row])}
+        {name: values[row] for name, values in encoded.items() if name in taken} | {"labels": targets[row]}
         for row in range(len(texts))
     ]
+
+
+def unlabelled(ids: Sequence[int], per_token: bool) -> int | list[int]:
+    """The `labels` of a row that has none."""
+    return [NO_LABEL] * len(ids) if per_token else NO_LABEL
+
+
+def padding_collator(tokenizer: Any) -> Callable[[Sequence[Row]], Any]:
+    """Rows as one batch of PyTorch tensors, padded to the longest; labels by token with `NO_LABEL`."""
+    import torch
+    from transformers import DataCollatorWithPadding
+
+    pad = DataCollatorWithPadding(tokenizer)
+
+    def collate(rows: Sequence[Row]) -> Any:
+        if not isinstance(rows[0].get("labels"), list):
+            return pad(list(rows))
+        batch = pad([{name: value for name, value in row.items() if name != "labels"} for row in rows])
+        length = batch["input_ids"].shape[1]
+        labels = [row["labels"] + [NO_LABEL] * (length - len(row["labels"])) for row in rows]
+        batch["labels"] = torch.tensor(labels, dtype=torch.int64)
+        return batch
+
+    return collate

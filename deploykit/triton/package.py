@@ -7,7 +7,7 @@ __all__ = ["PackageSettings", "build_package", "labels_from_folder"]
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +15,7 @@ import onnx
 
 from deploykit.artifacts.names import check_model_name
 from deploykit.errors import ModelError
+from deploykit.runners.labels import labels_from_folder
 from deploykit.runners.tokenize import Encoder
 from deploykit.runners.untrusted import check_onnx
 from deploykit.tasks import Task
@@ -56,20 +57,6 @@ class PackageSettings:
     preferred_batch_size: tuple[int, ...] = ()
 
 
-def labels_from_folder(folder: Path) -> tuple[str, ...]:
-    """The labels of a model folder's `config.json`, in index order.
-
-    Raises:
-        ModelError: it names none.
-    """
-    path = folder / "config.json"
-    try:
-        named = json.loads(path.read_text(encoding="utf-8"))["id2label"]
-        return tuple(named[str(index)] for index in range(len(named)))
-    except (OSError, ValueError, KeyError, TypeError):
-        raise ModelError(f"{path} names no labels (id2label)", "save the model with its label names") from None
-
-
 def build_package(
     source: Path,
     out: Path,
@@ -109,7 +96,9 @@ def build_package(
     (tensor_folder / "1").mkdir(parents=True)
     shutil.copyfile(source / "model.onnx", tensor_folder / "1" / "model.onnx")
     _write_labels(tensor_folder, labels)
-    logits = Tensor(task.output, "FP32", (len(labels),), labels_file=_LABELS)
+    dims = (-1, len(labels)) if task.per_token else (len(labels),)
+    # The classification extension ranks the values of one row.
+    logits = Tensor(task.output, "FP32", dims, labels_file=None if task.per_token else _LABELS)
     write_config(
         tensor_folder,
         tensor_model_config(
@@ -129,7 +118,10 @@ def build_package(
 
     text_folder = out / name
     (text_folder / "1").mkdir(parents=True)
-    shutil.copyfile(task.entry(), text_folder / "1" / "model.py")
+    model, *beside = task.entry()
+    shutil.copyfile(model, text_folder / "1" / "model.py")
+    for source_file in beside:
+        shutil.copyfile(source_file, text_folder / "1" / source_file.name)
     shutil.copyfile(source / "tokenizer.json", text_folder / "1" / "tokenizer.json")
     vendor_tokenizers(text_folder / "1" / "site")
     entry: dict[str, Any] = {
@@ -146,9 +138,8 @@ def build_package(
         text_model_config(
             name,
             outputs=[
-                Tensor("label", "BYTES", (-1,)),
-                Tensor("score", "FP32", (-1,)),
-                Tensor(task.output, "FP32", (len(labels),)),
+                *(Tensor(each.name, each.dtype, each.dims) for each in task.served),
+                replace(logits, labels_file=None),
             ],
             max_batch_size=settings.max_batch_size,
             batching=batching,

@@ -18,7 +18,7 @@ from deploykit.events import Note, Progress, StageFinished, StageStarted, Warn
 from deploykit.latency.measure import Samples
 from deploykit.pipeline.doctor import Finding
 from deploykit.report.result import GoalOutcome
-from deploykit.runners.triton_client import Answer
+from deploykit.tasks.text_classification import Classified
 from deploykit.triton.embedded import ServerUrls
 
 Deploykit = Callable[..., Any]
@@ -227,8 +227,8 @@ class FakeClient:
     def __exit__(self, *_: object) -> None:
         pass
 
-    def ask(self, model: str, texts: list[str], top_k: int = 1) -> list[Answer]:
-        return [Answer("remboursement é", 0.75, (("cancel", 0.125),) * (top_k - 1)) for _ in texts]
+    def ask(self, model: str, texts: list[str], top_k: int = 1) -> list[Classified]:
+        return [Classified("remboursement é", 0.75, (("cancel", 0.125),) * (top_k - 1)) for _ in texts]
 
 
 def test_ask_prints_an_answer_for_every_text(deploykit: Deploykit, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,6 +45,11 @@ class SampleRow:
     label: str
     spans: tuple[Span, ...]
 
+    @property
+    def entities(self) -> str:
+        """The spans as JSON, a list of `{"start", "end", "type"}`."""
+        return json.dumps([asdict(span) for span in self.spans])
+
 
 def support_rows(split: Split, seed: int = 0) -> list[SampleRow]:
     """The customer-support sample: 4,624 rows of train or 2,108 of test, over 32 intents and `out_of_scope`, shuffled.
@@ -70,7 +75,7 @@ def _write(split: Split, folder: Path, seed: int) -> Path:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("text", "label", "entities"))
         for row in support_rows(split, seed):
-            writer.writerow((row.text, row.label, json.dumps([asdict(span) for span in row.spans])))
+            writer.writerow((row.text, row.label, row.entities))
     return path
 
 

@@ -1,134 +1,55 @@
 """Triton Python model: text in, label and score out; another model of the package computes the logits.
 
-It is copied into a package as `NAME/1/model.py` and needs numpy only: the package `tokenizers` lies beside it in
-`site/`, the vocabulary in `tokenizer.json`, what else it must know in `entry.json`: `model` (whom to ask for logits),
-`labels` in the order of the logits, `inputs` (which of `input_ids`, `attention_mask`, `token_type_ids` that model
-takes), `max_length` in tokens, `pad_id` and `pad_type_id`. NVIDIA's images run it in Python 3.10 or 3.12.
+It is copied into a package as `NAME/1/model.py`, with `text_model.py` beside it.
 """
 
 from __future__ import annotations
 
-__all__ = ["TritonPythonModel", "groups_by_length"]
+__all__ = ["TritonPythonModel"]
 
 import json
-import os
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import triton_python_backend_utils as pb_utils
 from numpy.typing import NDArray
 
-_HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(_HERE / "site"))
-# Messages are short: a pool of threads costs more than it gives, and would take cores from onnxruntime.
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from tokenizers import Tokenizer  # noqa: E402
-
-# Tokenizing 64 KiB takes 0.1 s, in which this instance answers nobody else.
-_MAX_TEXT_BYTES = 1 << 16
-# What another call of the model costs, in tokens of padding: measured with a 6-layer int8 MiniLM on two cores.
-_CALL_TOKENS = 16
+from text_model import TextModel  # type: ignore[import-not-found, unused-ignore]
 
 
-class TritonPythonModel:
-    """One instance: a tokenizer, and the name of the model that computes the logits."""
+class TritonPythonModel(TextModel):  # type: ignore[misc, unused-ignore]
+    """Text classification."""
 
     def initialize(self, args: dict[str, str]) -> None:
         """Reads what lies beside this file."""
-        entry = json.loads((_HERE / "entry.json").read_text(encoding="utf-8"))
-        self._labels = np.array([label.encode("utf-8") for label in entry["labels"]], dtype=np.object_)
-        columns = {
-            "input_ids": ("ids", entry["pad_id"]),
-            "attention_mask": ("attention_mask", 0),
-            "token_type_ids": ("type_ids", entry["pad_type_id"]),
-        }
-        self._columns: dict[str, tuple[str, int]] = {name: columns[name] for name in entry["inputs"]}
-        self._model: str = entry["model"]
-        self._version = int(args["model_version"])
-        self._memory = pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_CPU)
-        self._tokenizer = Tokenizer.from_file(str(_HERE / "tokenizer.json"))
-        self._tokenizer.no_padding()
-        self._tokenizer.enable_truncation(entry["max_length"])
+        super().initialize(args)
+        self._names = np.array([label.encode("utf-8") for label in self.labels], dtype=np.object_)
 
-    def execute(self, requests: Sequence[Any]) -> list[Any]:
-        """One response for each request; a request that can't be answered gets its own error and harms no other."""
-        responses: list[Any] = [None] * len(requests)
-        messages: list[str] = []
-        asked: list[tuple[int, slice, int]] = []
-        for position, request in enumerate(requests):
-            try:
-                texts, top_k = _texts(request), _top_k(request, len(self._labels))
-            except ValueError as error:
-                refusal = pb_utils.TritonError(str(error), pb_utils.TritonError.INVALID_ARG)
-                responses[position] = pb_utils.InferenceResponse(error=refusal)
-                continue
-            asked.append((position, slice(len(messages), len(messages) + len(texts)), top_k))
-            messages += texts
-        if asked:
-            logits, failures = self._logits(messages)
-            ranked, scores = _ranked(logits, max(top_k for _, _, top_k in asked))
-            labels = self._labels[ranked]
-        for position, rows, top_k in asked:
-            failed = [failures[row] for row in range(rows.start, rows.stop) if row in failures] if failures else []
-            if failed:
-                responses[position] = pb_utils.InferenceResponse(error=failed[0])
-                continue
-            outputs = {"label": labels[rows, :top_k], "score": scores[rows, :top_k], "logits": logits[rows]}
-            names = requests[position].requested_output_names()
-            responses[position] = pb_utils.InferenceResponse([pb_utils.Tensor(name, outputs[name]) for name in names])
-        return responses
+    def asked(self, request: Any) -> int:
+        """How many labels a request wants: its parameter `top_k`, 1 where it has none, at most all."""
+        parameters = request.parameters()
+        asked = json.loads(parameters).get("top_k", 1) if len(parameters) > len("{}") else 1
+        if not isinstance(asked, int) or isinstance(asked, bool) or asked < 1:
+            raise ValueError(f"the parameter top_k must be a positive integer, and is {asked!r}")
+        return min(asked, len(self._names))
 
-    def _logits(self, messages: list[str]) -> tuple[NDArray[np.float32], dict[int, Any]]:
-        """The logits, a row for each message, and the errors of the rows that have none."""
-        encodings = self._tokenizer.encode_batch_fast(messages)
-        logits = np.zeros((len(messages), len(self._labels)), dtype=np.float32)
-        failures: dict[int, Any] = {}
-        for rows in groups_by_length(list(map(len, encodings)), _CALL_TOKENS):
-            reply = pb_utils.InferenceRequest(
-                model_name=self._model,
-                model_version=self._version,
-                requested_output_names=["logits"],
-                inputs=self._tensors([encodings[row] for row in rows]),
-                preferred_memory=self._memory,
-            ).exec()
-            if reply.has_error():
-                failures.update(dict.fromkeys(rows, reply.error()))
-            else:
-                logits[rows] = reply.output_tensors()[0].as_numpy()
-        return logits, failures
-
-    def _tensors(self, encodings: list[Any]) -> list[Any]:
-        """The inputs of the model, int64 [messages, longest], padded on the right."""
-        longest = max(map(len, encodings))
-        tensors = []
-        for name, (column, padding) in self._columns.items():
-            rows = [getattr(encoding, column) for encoding in encodings]
-            padded = [row + [padding] * (longest - len(row)) for row in rows]
-            tensors.append(pb_utils.Tensor(name, np.array(padded, dtype=np.int64)))
-        return tensors
-
-
-def groups_by_length(lengths: Sequence[int], waste: int) -> list[list[int]]:
-    """The numbers of the messages to compute together: of like length, so that little is computed for padding.
-
-    A message joins the next shorter ones while their padding up to its length stays within `waste` tokens in all.
-    """
-    groups: list[list[int]] = []
-    padding = 0
-    previous = 0
-    for number in sorted(range(len(lengths)), key=lengths.__getitem__):
-        padding += (lengths[number] - previous) * len(groups[-1]) if groups else 0
-        previous = lengths[number]
-        if groups and padding <= waste:
-            groups[-1].append(number)
-        else:
-            groups.append([number])
-            padding = 0
-    return groups
+    def outputs(
+        self,
+        messages: list[str],
+        encodings: list[Any],
+        logits: list[NDArray[np.float32]],
+        asked: list[tuple[slice, int]],
+    ) -> list[dict[str, NDArray[Any]]]:
+        """`label` and `score`, best first, and `logits` for each request."""
+        rows = np.stack(logits)
+        ranked, scores = _ranked(rows, max(top_k for _, top_k in asked))
+        labels = self._names[ranked]
+        return [
+            {"label": labels[own, :top_k], "score": scores[own, :top_k], "logits": rows[own]} for own, top_k in asked
+        ]
 
 
 def _ranked(logits: NDArray[np.float32], deepest: int) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
@@ -139,25 +60,3 @@ def _ranked(logits: NDArray[np.float32], deepest: int) -> tuple[NDArray[np.intp]
         return logits.argmax(axis=1)[:, np.newaxis], 1 / total
     best = np.argsort(-logits, axis=1, kind="stable")[:, :deepest]
     return best, np.take_along_axis(raised, best, axis=1) / total
-
-
-def _texts(request: Any) -> list[str]:
-    """The messages of a request; ValueError says which can't be read and why."""
-    texts = []
-    for number, value in enumerate(request.inputs()[0].as_numpy().ravel()):
-        if len(value) > _MAX_TEXT_BYTES:
-            raise ValueError(f"text {number} has {len(value)} bytes, at most {_MAX_TEXT_BYTES} are taken")
-        try:
-            texts.append(value.decode("utf-8"))
-        except UnicodeDecodeError as error:
-            raise ValueError(f"text {number} is not UTF-8: {error.reason} at byte {error.start}") from error
-    return texts
-
-
-def _top_k(request: Any, labels: int) -> int:
-    """How many labels a request wants: its parameter `top_k`, 1 where it has none, at most all."""
-    parameters = request.parameters()
-    asked = json.loads(parameters).get("top_k", 1) if len(parameters) > len("{}") else 1
-    if not isinstance(asked, int) or isinstance(asked, bool) or asked < 1:
-        raise ValueError(f"the parameter top_k must be a positive integer, and is {asked!r}")
-    return min(asked, labels)

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from deploykit.errors import DataError, UsageError
-from deploykit.tasks import Answer, find_task, task_names
+from deploykit.tasks import find_task, task_names, task_of_outputs
 from deploykit.tasks.quiet import quiet_transformers
+from deploykit.tasks.text_classification import Classified
 
 TASK = find_task("text-classification")
 LABELS = ("cancel", "delivery", "invoice")
@@ -29,22 +30,36 @@ def test_a_task_is_found_by_name_and_an_unknown_one_named_with_its_neighbour() -
 
 def test_targets_are_indices_and_unknown_labels_are_named() -> None:
     targets = TASK.targets(["invoice", "cancel", "invoice"], LABELS)
-    assert targets.tolist() == [2, 0, 2]
-    assert targets.dtype == np.int64
+    assert targets == [2, 0, 2]
     with pytest.raises(DataError, match=r"2 label\(s\) that the model does not know: login, refund"):
         TASK.targets(["refund", "cancel", "login"], LABELS)
 
 
-def test_metrics_and_correct_by_hand() -> None:
+def test_metrics_and_scores_by_hand() -> None:
     logits = np.array([[2, 1, 0], [0, 3, 1], [0, 3, 1], [1, 0, 5]], dtype=np.float32)
-    targets = np.array([0, 1, 2, 2])
-    metrics = TASK.metrics({"logits": logits}, targets)
+    metrics = TASK.metrics(logits, np.array([0, 1, 2, 2]), LABELS)
     assert metrics["accuracy"] == 0.75
     # F1 by class: 1; precision 1/2 and recall 1: 2/3; precision 1 and recall 1/2: 2/3.
     assert metrics["macro_f1"] == pytest.approx((1 + 2 / 3 + 2 / 3) / 3)
-    correct = TASK.correct({"logits": logits}, targets)
-    assert correct.tolist() == [True, True, False, True]
-    assert correct.dtype == np.bool_
+    right = TASK.right_answers(["cancel", "delivery", "invoice", "invoice"], LABELS)
+    scores = TASK.scores(TASK.answers({"logits": logits}, LABELS), right)
+    assert scores.correct.tolist() == [True, True, False, True]
+    assert scores.is_share
+    assert scores.value == 0.75
+    with pytest.raises(DataError, match=r"1 label\(s\) that the model does not know: refund"):
+        TASK.right_answers(["refund"], LABELS)
+
+
+def test_a_task_is_told_by_what_its_text_model_answers() -> None:
+    found = task_of_outputs(["label", "score", "logits"])
+    assert found is not None
+    assert found.name == TASK.name
+    assert task_of_outputs(["logits"]) is None
+
+
+def test_labels_in_parts_are_refused() -> None:
+    with pytest.raises(UsageError, match="takes one label column, not 3"):
+        TASK.label_form(("type", "start", "end"))
 
 
 def test_answers_are_ranked_with_their_probabilities_and_ties_go_to_the_lower_index() -> None:
@@ -54,7 +69,7 @@ def test_answers_are_ranked_with_their_probabilities_and_ties_go_to_the_lower_in
     assert [label for label, _ in first.alternatives] == ["cancel", "invoice"]
     assert sum((first.score, *(score for _, score in first.alternatives))) == pytest.approx(1)
     assert (second.label, second.score) == ("cancel", pytest.approx(0.5))
-    assert TASK.answers({"logits": logits}, LABELS)[0] == Answer("delivery", first.score)
+    assert TASK.answers({"logits": logits}, LABELS)[0] == Classified("delivery", first.score)
     assert len(TASK.answers({"logits": logits}, LABELS, top_k=99)[0].alternatives) == 2
 
 
@@ -91,5 +106,6 @@ def test_attention_that_a_model_lacks_is_not_asked_for(tiny_checkpoint: Callable
 
 
 def test_the_entry_for_the_server_imports_nothing_of_deploykit() -> None:
-    source = TASK.entry().read_text(encoding="utf-8")
-    assert "deploykit" not in "".join(line for line in source.splitlines() if "import" in line)
+    for path in TASK.entry():
+        source = path.read_text(encoding="utf-8")
+        assert "deploykit" not in "".join(line for line in source.splitlines() if "import" in line)

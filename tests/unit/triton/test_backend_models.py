@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -299,7 +300,7 @@ WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "where", "is", "my", "card", "hello
 
 
 @pytest.fixture
-def entry(load: Callable[[Path], Any], tmp_path: Path) -> Callable[..., Any]:
+def entry(load: Callable[[Path], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """An initialized text entry; what it asks for logits is answered by `Call.answer`."""
     tokenizer = Tokenizer(models.WordPiece({word: number for number, word in enumerate(WORDS)}, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer()
@@ -308,7 +309,9 @@ def entry(load: Callable[[Path], Any], tmp_path: Path) -> Callable[..., Any]:
     tokenizer.enable_padding(length=64)
     tokenizer.enable_truncation(5)
     tokenizer.save(str(tmp_path / "tokenizer.json"))
-    (tmp_path / "model.py").write_text(ENTRY.read_text())
+    shutil.copy(ENTRY, tmp_path / "model.py")
+    shutil.copy(ENTRY.with_name("text_model.py"), tmp_path)
+    monkeypatch.delitem(sys.modules, "text_model", raising=False)
     Call.made = []
     Call.answer = staticmethod(by_length)
 
@@ -463,14 +466,14 @@ def test_groups_are_of_like_length(
     load: Callable[[Path], Any], entry: Callable[..., Any], tmp_path: Path, lengths: list[int], waste: int, groups: Any
 ) -> None:
     entry()
-    assert load(tmp_path / "model.py").groups_by_length(lengths, waste) == groups
+    assert load(tmp_path / "text_model.py").groups_by_length(lengths, waste) == groups
 
 
 def test_groups_hold_every_message_once_and_waste_no_more_than_allowed(
     load: Callable[[Path], Any], entry: Callable[..., Any], tmp_path: Path
 ) -> None:
     entry()
-    module = load(tmp_path / "model.py")
+    module = load(tmp_path / "text_model.py")
     generator = np.random.default_rng(0)
     for _ in range(50):
         lengths = generator.integers(2, 80, size=generator.integers(1, 64)).tolist()

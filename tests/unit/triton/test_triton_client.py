@@ -24,9 +24,10 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from deploykit.errors import RequestError, ServerError, UsageError
 from deploykit.runners.base import Target
-from deploykit.runners.triton_client import Answer, Rejected, TritonClient
+from deploykit.runners.triton_client import Rejected, TritonClient
 from deploykit.runners.triton_runner import TritonRunner
 from deploykit.runners.triton_wire import Address, TensorMetadata, parse_url
+from deploykit.tasks.text_classification import Classified
 
 PROTOCOLS = ("grpc", "http")
 GRPC_CODES = {
@@ -146,7 +147,10 @@ class FakeHttp(BaseHTTPRequestHandler):
                 "versions": ["1"],
                 "platform": "python",
                 "inputs": [{"name": "text", "datatype": "BYTES", "shape": [-1, 1]}],
-                "outputs": [{"name": "label", "datatype": "BYTES", "shape": [-1, -1]}],
+                "outputs": [
+                    {"name": name, "datatype": datatype, "shape": [-1, -1]}
+                    for name, datatype in (("label", "BYTES"), ("score", "FP32"), ("logits", "FP32"))
+                ],
             }
             self.reply(200, json.dumps(said).encode())
         else:
@@ -256,7 +260,7 @@ def fail(status: int, words: str = "no") -> Callable[[], None]:
 def test_ask_gives_the_best_label_and_the_alternatives(url: str, model: FakeModel) -> None:
     with TritonClient(url) as client:
         answers = client.ask("intents", ["where is my card", "hello"], top_k=2)
-    assert answers[0] == Answer("where is my card", 0.5, (("other 1", 0.25),))
+    assert answers[0] == Classified("where is my card", 0.5, (("other 1", 0.25),))
     assert answers[1].label == "hello"
     assert model.top_k == 2
     assert model.requests == 1
@@ -286,8 +290,7 @@ def test_the_runner_gives_logits_labels_and_scores(url: str) -> None:
     with TritonRunner(Target("triton", f"{url}/intents")) as runner:
         found = runner.infer(["a", "b"])
     assert found["logits"].shape == (2, 3)
-    assert found["label"].tolist() == ["a", "b"]
-    assert found["score"].tolist() == [0.5, 0.5]
+    assert [(answer.label, answer.score) for answer in found["answer"]] == [("a", 0.5), ("b", 0.5)]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,78 @@
+"""Loads the PyTorch model of a task from a checkpoint folder, pruned or not, with its own head or a new one."""
+
+from __future__ import annotations
+
+__all__ = ["check_known", "load_checkpoint"]
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deploykit.errors import DataError, ModelError
+from deploykit.tasks.pruned import class_to_load
+from deploykit.tasks.quiet import quiet_transformers
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def load_checkpoint(
+    folder: Path, auto: str, task: str, labels: Sequence[str] | None = None, **settings: Any
+) -> PreTrainedModel:
+    """The model of a checkpoint folder.
+
+    Args:
+        folder: a Hugging Face checkpoint folder (safetensors).
+        auto: the auto class of transformers that gives it its head.
+        task: the task's name, for messages.
+        labels: the labels of a new head, in index order; without it the checkpoint's own head is kept.
+        settings: passed on to `from_pretrained`.
+
+    Raises:
+        ModelError: transformers can't load it, or it has no head (and no labels for a new one are given).
+    """
+    import transformers
+    from huggingface_hub.errors import StrictDataclassError
+
+    if settings.get("attn_implementation") == "sdpa":
+        del settings["attn_implementation"]  # the default; to ask for it is an error where a model lacks it (MPNet)
+    if labels is not None:
+        settings |= {
+            "num_labels": len(labels),
+            "id2label": dict(enumerate(labels)),
+            "label2id": {label: index for index, label in enumerate(labels)},
+            # A checkpoint that was tuned for other labels gets a new head.
+            "ignore_mismatched_sizes": True,
+        }
+    model: PreTrainedModel
+    try:
+        with quiet_transformers():
+            model, found = class_to_load(folder, getattr(transformers, auto)).from_pretrained(
+                folder, output_loading_info=True, trust_remote_code=False, **settings
+            )
+    except (OSError, ValueError, RuntimeError, KeyError, StrictDataclassError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ModelError(
+            f"transformers can't load {folder} for {task}: {reason}",
+            "check that its config.json belongs to its weights, and that transformers knows the model type",
+        ) from error
+    if labels is None and found["missing_keys"]:
+        raise ModelError(
+            f"{folder} has no weights for {', '.join(sorted(found['missing_keys'])[:3])}",
+            "a pretrained encoder answers nothing yet: `deploykit finetune` gives it a head",
+        )
+    return model
+
+
+def check_known(classes: Iterable[str], known: Iterable[str]) -> None:
+    """Refuse classes that the model does not know.
+
+    Raises:
+        DataError: names them.
+    """
+    unknown = sorted(set(classes) - set(known))
+    if unknown:
+        raise DataError(
+            f"{len(unknown)} label(s) that the model does not know: {', '.join(unknown[:5])}",
+            "use data with the model's own labels, or leave the labels out to check without the metric",
+        )
