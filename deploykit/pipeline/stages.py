@@ -10,11 +10,11 @@ import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from deploykit.artifacts.store import Draft
 from deploykit.data.dataset import LabelledData, load_data
@@ -191,11 +191,14 @@ def choose_variant(
             reports[variant.name] = quantize(source, folder, variant, calibration=calibration, listener=listener)
             folders[variant.name] = folder
         listener(Progress("quantize", len(variants), total, "step"))
-        answered = partial(_answers, texts=data.validation.texts, task=task, names=data.label_names)
+
+        def answered(folder: Path, batch: int = 1) -> list[Answer]:
+            return task.answers(_logits(folder, data.validation.texts, batch, task=task), data.label_names)
+
         reference = answered(source)
 
         def compared(folder: Path) -> Candidate:
-            return _compared(reference, answered(folder), answered(folder, batch=_BATCH), right, task)
+            return _compared(reference, answered(folder), answered(folder, _BATCH), right, task)
 
         found = {}
         for number, (name, folder) in enumerate(folders.items()):
@@ -348,10 +351,10 @@ CACHED_STAGES: Mapping[Stage, CachedStage] = {
 }
 
 
-def _answers(folder: Path, texts: Sequence[str], task: Task, names: Sequence[str], batch: int = 1) -> list[Answer]:
+def _logits(folder: Path, texts: Sequence[str], batch: int = 1, *, task: Task) -> dict[str, NDArray[Any]]:
     batches = [list(range(start, min(start + batch, len(texts)))) for start in range(0, len(texts), batch)]
     with open_runner(Target("onnxruntime", str(folder), task=task.name)) as runner:
-        return task.answers(infer_all(runner, texts, batches), names)
+        return infer_all(runner, texts, batches)
 
 
 def sampled(texts: Sequence[str], count: int, seed: int) -> list[str]:
