@@ -6,7 +6,7 @@ import random
 import re
 import signal
 import string
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -125,22 +125,33 @@ def _tokenizer(special: Mapping[str, str]) -> Any:
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Makes a checkpoint folder of a tiny random model: `tiny_checkpoint(kind, max_length=64, seed=0, **config)`.
 
+    `head` and `names` are those of another task.
+
     The same arguments give the same folder: copy it to change it.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedTokenizerFast
+    import transformers
+    from transformers import AutoConfig, PreTrainedTokenizerFast
 
     from deploykit.tasks.quiet import quiet_transformers
 
     made: dict[str, Path] = {}
 
-    def make(kind: str = "bert", *, max_length: int | None = 64, seed: int = 0, **config: Any) -> Path:
-        name = "-".join(str(part) for part in (kind, max_length, seed, *sorted(config.items())))
+    def make(
+        kind: str = "bert",
+        *,
+        max_length: int | None = 64,
+        seed: int = 0,
+        names: Sequence[str] = tuple(sorted(TOPICS)),
+        head: str = "SequenceClassification",
+        **config: Any,
+    ) -> Path:
+        name = "-".join(str(part) for part in (kind, max_length, seed, names, head, *sorted(config.items())))
         if name in made:
             return made[name]
         settings, special = _KINDS[kind]
         tokenizer = _tokenizer(special)
-        labels = dict(enumerate(sorted(TOPICS)))
+        labels = dict(enumerate(names))
         settings = {
             "vocab_size": tokenizer.get_vocab_size(),
             # Weights as large as a trained model's: with the usual 0.02 every answer is the same.
@@ -151,7 +162,7 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., P
             **config,
         }
         torch.manual_seed(seed)
-        model = AutoModelForSequenceClassification.from_config(AutoConfig.for_model(kind, **settings))
+        model = getattr(transformers, f"AutoModelFor{head}").from_config(AutoConfig.for_model(kind, **settings))
         folder = tmp_path_factory.mktemp(kind)
         with quiet_transformers():
             model.save_pretrained(folder)
@@ -177,6 +188,49 @@ def trained(tiny_checkpoint: Callable[..., Path], toy_data: Any, tmp_path_factor
         toy_data,
         settings,
         find_task("text-classification"),
+        folder / "model",
+        workspace=folder / "work",
+    )
+    return folder / "model"
+
+
+def toy_entities(count: int, seed: int) -> Any:
+    """`count` messages in which every word of a topic is marked."""
+    from deploykit.data.labels import Span
+    from deploykit.data.table import Table
+
+    owners = {word: label for label, words in TOPICS.items() for word in words}
+    plain = toy_table(count, seed)
+    found = [
+        tuple(Span(*word.span(), owners[word[0]]) for word in re.finditer(r"\w+", text) if word[0] in owners)
+        for text in plain.texts
+    ]
+    return Table("toy", plain.texts, tuple(found), plain.rows)
+
+
+@pytest.fixture(scope="session")
+def entity_data() -> Any:
+    """512 messages to train on, 128 to choose on and 200 to certify on, with spans of 4 classes."""
+    from deploykit.data.dataset import LabelledData
+    from deploykit.data.labels import MarkedSpans
+
+    names = MarkedSpans(("entities",)).outputs(sorted(TOPICS))
+    return LabelledData(toy_entities(512, 1), toy_entities(128, 2), toy_entities(200, 3), names)
+
+
+@pytest.fixture(scope="session")
+def tagger(tiny_checkpoint: Callable[..., Path], entity_data: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny BERT that has learned to mark the toy entities."""
+    from deploykit.recipe import Finetune
+    from deploykit.tasks import find_task
+    from deploykit.train.finetune import finetune
+
+    folder = tmp_path_factory.mktemp("tagger")
+    finetune(
+        tiny_checkpoint("bert", initializer_range=0.05, head="TokenClassification", names=entity_data.label_names),
+        entity_data,
+        Finetune(epochs=6, learning_rate=5e-3, freeze_embeddings=False),
+        find_task("token-classification"),
         folder / "model",
         workspace=folder / "work",
     )

@@ -14,6 +14,7 @@ __all__ = [
     "paired_drop_upper",
     "paired_drop_variance",
     "ratio_drop_bounds",
+    "ratio_interval",
 ]
 
 import math
@@ -251,6 +252,32 @@ def ratio_drop_bounds(
         float(np.quantile(drops((0.0, 1.0)), 1 - confidence)),
         float(np.quantile(drops((1.0, 0.0)), confidence)),
     )
+
+
+def ratio_interval(
+    scores: NDArray[np.float64], *, confidence: float = 0.95, resamples: int = 4000, seed: int = 0
+) -> tuple[float, float]:
+    """The two-sided interval of a ratio of sums, such as micro F1, by the percentile bootstrap over items.
+
+    Args:
+        scores: [n, 2], what each item earned and what it could have.
+        confidence: of the interval.
+        resamples: how many times to draw.
+        seed: equal seeds give equal intervals.
+
+    Raises:
+        ParityError: no items, nothing that could be earned, or a confidence out of range.
+    """
+    _check_confidence(confidence)
+    if not len(scores) or not scores[:, 1].sum() > 0:
+        raise ParityError("no item could earn anything, so there is no interval", "label the data")
+    n, generator = len(scores), np.random.default_rng(seed)
+    sums = np.concatenate(
+        [scores[generator.integers(0, n, (min(50, resamples), n))].sum(axis=1) for _ in range(0, resamples, 50)]
+    )
+    values = sums[:, 0] / np.maximum(sums[:, 1], 1e-12)
+    low, high = np.quantile(values, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
 
 
 def normal_quantile(confidence: float) -> float:

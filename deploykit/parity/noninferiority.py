@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["discordant_counts", "items_needed", "judge_drop", "judge_score_drop", "score_drop_bounds"]
+__all__ = ["discordant_counts", "items_needed", "judge_drop", "judge_score_drop", "score_drop_bounds", "score_interval"]
 
 import math
 
@@ -11,11 +11,13 @@ from numpy.typing import NDArray
 
 from deploykit.errors import ParityError
 from deploykit.parity.intervals import (
+    clopper_pearson,
     drop_is_below,
     paired_drop_bootstrap,
     paired_drop_lower,
     paired_drop_upper,
     ratio_drop_bounds,
+    ratio_interval,
 )
 from deploykit.parity.verdict import Outcome, Verdict, about, paired_count
 from deploykit.tasks import Scores
@@ -134,6 +136,17 @@ def score_drop_bounds(reference: Scores, candidate: Scores, confidence: float = 
     paired_count("scores", reference.earned, candidate.earned)
     ours, theirs = (np.stack([side.earned, side.possible], axis=1) for side in (reference, candidate))
     return ratio_drop_bounds(ours, theirs, confidence=confidence)
+
+
+def score_interval(scores: Scores, confidence: float = 0.95) -> tuple[float, float]:
+    """The two-sided interval of a metric: exact for a share of right answers, else by the bootstrap.
+
+    Raises:
+        ParityError: no items, nothing that could be earned, or a confidence out of range.
+    """
+    if scores.is_share:
+        return clopper_pearson(int(scores.correct.sum()), len(scores.correct), confidence)
+    return ratio_interval(np.stack([scores.earned, scores.possible], axis=1), confidence=confidence)
 
 
 def _outcome(lower: float, upper: float, margin: float) -> Outcome:

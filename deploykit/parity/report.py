@@ -19,7 +19,7 @@ from deploykit.parity.fidelity import Fidelity, TensorFigures, compare_outputs
 from deploykit.parity.flips import ByClass, ClassChange, Flips, count_flips, judge_flips
 from deploykit.parity.intervals import bootstrap_drop_upper
 from deploykit.parity.localize import Localization
-from deploykit.parity.noninferiority import discordant_counts, judge_score_drop, score_drop_bounds
+from deploykit.parity.noninferiority import discordant_counts, judge_score_drop, score_drop_bounds, score_interval
 from deploykit.parity.verdict import Outcome, Part, Verdict, overall, paired_count
 from deploykit.runners.anatomy import Precision
 from deploykit.runners.base import Outputs
@@ -93,6 +93,9 @@ class ParityReport(_Model):
     metric: str
     reference: float | None = Field(description="the reference's metric; null without labels")
     candidate: float | None
+    interval: tuple[float, float] | None = Field(
+        default=None, description="two-sided interval of the candidate's metric: exact for a share, else bootstrapped"
+    )
     drop: float | None
     drop_upper: float | None = Field(description="one-sided upper bound of the drop")
     bound: Literal["score", "bootstrap"] = Field(default="score", description="how that was found")
@@ -250,6 +253,7 @@ def build_report(
         metric=metric,
         reference=None if scores is None else scores[0].value,
         candidate=None if scores is None else scores[1].value,
+        interval=None if scores is None or not scores[1].possible.any() else score_interval(scores[1], confidence),
         drop=None if scores is None else scores[0].value - scores[1].value,
         drop_upper=None if scores is None else score_drop_bounds(scores[0], scores[1], confidence)[1],
         bound="score" if scores is None or all(each.is_share for each in scores) else "bootstrap",

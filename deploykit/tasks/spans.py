@@ -59,7 +59,8 @@ def _words(text: str) -> list[tuple[int, int]]:
     joins = False
     for place, character in enumerate(text):
         category = unicodedata.category(character)
-        if category[0] == "M" or category == "Cf":  # accents and joiners belong to what they follow
+        tone = "\U0001f3fb" <= character <= "\U0001f3ff"
+        if category[0] == "M" or category == "Cf" or tone:  # accents, joiners, skin tones: of what they follow
             if found and found[-1][1] == place:
                 found[-1] = (found[-1][0], place + 1)
             continue

@@ -16,7 +16,15 @@ from deploykit.parity.intervals import (
     paired_drop_lower,
     paired_drop_upper,
 )
-from deploykit.parity.noninferiority import discordant_counts, items_needed, judge_drop
+from deploykit.parity.noninferiority import (
+    discordant_counts,
+    items_needed,
+    judge_drop,
+    judge_score_drop,
+    score_drop_bounds,
+    score_interval,
+)
+from deploykit.tasks import Scores
 
 Pair = tuple[NDArray[np.bool_], NDArray[np.bool_]]
 
@@ -168,3 +176,71 @@ def test_arrays_that_are_not_bool_are_refused() -> None:
 def test_a_margin_that_is_no_fraction_is_refused(margin: float) -> None:
     with pytest.raises(ParityError, match="margin"):
         judge_drop(*pairs(0, 0, 10), margin=margin)
+
+
+def spans(messages: int, *, lost: int = 0, won: int = 0, found: float = 0.9, seed: int = 0) -> tuple[Scores, Scores]:
+    """Scores as entity F1 has them; the candidate lost a span in some messages and won one in others."""
+    generator = np.random.default_rng(seed)
+    marked = generator.integers(0, 4, messages).astype(float)
+    right = generator.binomial(marked.astype(int), found).astype(float)
+    after = right.copy()
+    after[np.flatnonzero(right > 0)[:lost]] -= 1
+    after[np.flatnonzero(right < marked)[:won]] += 1
+    return Scores(2 * right, right + marked), Scores(2 * after, after + marked)
+
+
+def test_a_share_of_right_answers_is_judged_as_before() -> None:
+    before, after = pairs(20, 5, 3080)
+    ours, theirs = (Scores(side.astype(float), np.ones(len(side))) for side in (before, after))
+    assert judge_score_drop(ours, theirs, 0.01, metric="accuracy") == judge_drop(before, after, 0.01)
+    assert score_drop_bounds(ours, theirs) == (paired_drop_lower(20, 5, 3080), paired_drop_upper(20, 5, 3080))
+
+
+def test_the_drop_of_a_ratio_passes_fails_or_needs_more() -> None:
+    verdict = judge_score_drop(*spans(3000), 0.01, metric="entity F1")
+    assert (verdict.outcome, verdict.figure, verdict.check) == ("pass", 0, "entity F1 drop")
+    assert verdict.bound is not None
+    assert 0 < verdict.bound < 0.002
+    assert judge_score_drop(*spans(3000, lost=200), 0.01, metric="entity F1").outcome == "fail"
+    assert judge_score_drop(*spans(3000, won=200), 0.01, metric="entity F1").outcome == "pass"
+    between = judge_score_drop(*spans(3000, lost=38), 0.01, metric="entity F1")
+    assert between.outcome == "inconclusive"
+    assert between.figure is not None
+    assert between.figure < 0.01 < (between.bound or 0)
+    assert "Needs about" in between.next_step
+
+
+def test_no_change_on_ten_messages_is_no_proof_for_a_ratio_either() -> None:
+    """Where nothing changed a plain bootstrap has the bound 0."""
+    verdict = judge_score_drop(*spans(10), 0.01, metric="entity F1")
+    assert verdict.outcome == "inconclusive"
+    assert verdict.bound is not None
+    assert verdict.bound > 0.1
+
+
+def test_the_bounds_of_a_ratio_are_mirror_images_and_hold_the_drop() -> None:
+    reference, candidate = spans(800, lost=12, won=5)
+    lower, upper = score_drop_bounds(reference, candidate)
+    drop = reference.value - candidate.value
+    assert lower < drop < upper
+    assert score_drop_bounds(candidate, reference) == (pytest.approx(-upper), pytest.approx(-lower))
+    low, high = score_interval(reference)
+    assert low < reference.value < high
+    assert high - low < 0.05
+
+
+def test_a_bound_of_a_ratio_covers_the_truth() -> None:
+    rare = [spans(300, lost=int(np.random.default_rng(seed).binomial(300, 0.01)), seed=seed) for seed in range(60)]
+    true = float(np.mean([before.value - after.value for before, after in rare]))
+    bounds = [score_drop_bounds(before, after)[1] for before, after in rare]
+    assert sum(bound >= true for bound in bounds) >= 57
+
+
+def test_nothing_that_could_be_earned_is_no_pass() -> None:
+    nothing = Scores(np.zeros(5), np.zeros(5))
+    with pytest.raises(ParityError, match="no item could earn anything"):
+        judge_score_drop(nothing, nothing, 0.01, metric="entity F1")
+    with pytest.raises(ParityError, match="nothing to compare"):
+        score_drop_bounds(Scores(np.zeros(0), np.zeros(0)), Scores(np.zeros(0), np.zeros(0)))
+    with pytest.raises(ParityError, match="margin 2 is not a fraction"):
+        judge_score_drop(*spans(10), 2, metric="entity F1")

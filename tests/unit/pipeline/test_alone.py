@@ -192,8 +192,8 @@ def test_a_fast_one_that_loses_too_much_does_not_win(
     timed |= {"int8_static-split": 1.0, "int8_dynamic-plain": 2.0}
     logits = choice._logits
 
-    def spoiled(folder: Path, texts: Any, batch: int = 1) -> Any:
-        found = logits(folder, texts, batch)
+    def spoiled(folder: Path, texts: Any, batch: int = 1, **more: Any) -> Any:
+        found = logits(folder, texts, batch, **more)
         return {name: -values for name, values in found.items()} if folder.name == "int8_static-split" else found
 
     monkeypatch.setattr(choice, "_logits", spoiled)
@@ -208,8 +208,8 @@ def test_where_all_lose_too_much_the_best_is_kept_with_a_warning(
     logits = choice._logits
     lost = {"int8_dynamic-fused-": 12, "int8_dynamic-fused": 10, "int8_": 30}
 
-    def spoiled(folder: Path, texts: Any, batch: int = 1) -> Any:
-        values = logits(folder, texts, batch)["logits"]
+    def spoiled(folder: Path, texts: Any, batch: int = 1, **more: Any) -> Any:
+        values = logits(folder, texts, batch, **more)["logits"]
         rows = next((count for name, count in lost.items() if folder.name.startswith(name)), 0)
         return {"logits": np.concatenate([-values[:rows], values[rows:]])}
 

@@ -70,6 +70,21 @@ def test_batches_that_do_not_cover_each_message_once_are_refused(batches: list[l
         infer_all(Lengths(), MESSAGES, batches)
 
 
+def test_outputs_by_token_are_as_long_as_the_longest_message() -> None:
+    class Tokens(Lengths):
+        def infer(self, messages: Any) -> Any:
+            longest = max(map(len, messages))
+            return {"logits": np.stack([np.full((longest, 2), len(message)) for message in messages])}
+
+    messages = ["a", "four", "is", "seven??"]
+    (short, rest) = (
+        infer_all(Tokens(), messages, batches)["logits"] for batches in ([[0, 2], [1, 3]], [[3], [0, 1, 2]])
+    )
+    assert short.shape == rest.shape == (4, 7, 2)
+    assert short[0, :, 0].tolist() == [1, 1, 0, 0, 0, 0, 0]
+    assert rest[1, :, 1].tolist() == [4, 4, 4, 4, 0, 0, 0]
+
+
 @pytest.mark.parametrize(
     "runner",
     [

@@ -64,6 +64,29 @@ def test_the_loss_is_as_defined_and_padding_does_not_count() -> None:
     assert found == pytest.approx(expected, rel=1e-4)
 
 
+def test_with_logits_for_each_token_padding_does_not_count_and_the_mean_is_over_tokens() -> None:
+    logits, other, hidden = torch.randn(2, 3, 5), torch.randn(2, 3, 5), torch.randn(2, 3, 4)
+    batch = batch_of(other, hidden) | {"labels": torch.tensor([[-100, 3, -100], [2, -100, 1]])}
+    soft = (other / 2).softmax(-1)
+    divergence = (soft * (soft.log() - (logits / 2).log_softmax(-1))).sum(-1)
+    real = batch["attention_mask"].bool()
+    chosen = logits.log_softmax(-1)
+    hard = -(chosen[0, 1, 3] + chosen[1, 0, 2] + chosen[1, 2, 1]) / 5
+    expected = 0.9 * 4 * float(divergence[real].mean()) + 0.1 * float(hard)
+    assert loss_of(logits, hidden, batch) == pytest.approx(expected, rel=1e-4)
+    moved = logits.clone()
+    moved[0, 2] += 50 * torch.randn(5)
+    assert loss_of(moved, hidden, batch) == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_teachers_rows_of_tokens_become_a_padded_batch() -> None:
+    starts, states = np.array([0, 2, 5], np.int64), np.zeros((5, 1), np.float16)
+    teacher = Teacher(np.arange(10, dtype=np.float32).reshape(5, 2), states, starts)
+    assert teacher.logits_of([1, 0], 3).tolist() == [[[4, 5], [6, 7], [8, 9]], [[0, 1], [2, 3], [0, 0]]]
+    classifier = Teacher(np.arange(4, dtype=np.float32).reshape(2, 2), states, starts)
+    assert classifier.logits_of([1], 3).tolist() == [[2, 3]]
+
+
 def logits_of(folder: Path, texts: Any) -> np.ndarray:
     with open_runner(Target("torch", str(folder), threads=1)) as runner:
         return infer_all(runner, list(texts), [[index] for index in range(len(texts))])["logits"]
