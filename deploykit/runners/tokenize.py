@@ -91,7 +91,10 @@ class Encoder:
         return self._padded(self._tokenizer.encode_batch(list(messages)))
 
     def _encode_words(self, messages: Sequence[str]) -> dict[str, NDArray[np.int64]]:
-        encodings: list[Encoding] = self._tokenizer.encode_batch(list(messages))
+        if len(messages) == 1:  # a batch of one costs more
+            encodings: list[Encoding] = [self._tokenizer.encode(messages[0])]
+        else:
+            encodings = self._tokenizer.encode_batch(list(messages))
         tensors = self._padded(encodings)
         decided = [word_spans(text, each.offsets) for text, each in zip(messages, encodings, strict=True)]
         return tensors | {"words": padded_rows(decided)}

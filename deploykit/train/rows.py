@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from deploykit.data.labels import Label
+from deploykit.errors import ModelError
 from deploykit.tasks import Task
 from deploykit.tasks.spans import word_spans
 
@@ -30,7 +31,16 @@ def training_rows(
         task: what the model learns.
         labels: of the messages; None for rows that have none.
         names: what the model's outputs are called.
+
+    Raises:
+        DataError: a label that is not among them.
+        ModelError: the tokenizer does not say where its tokens are, and the task needs it.
     """
+    if task.per_token and not tokenizer.is_fast:
+        raise ModelError(
+            f"{task.name} needs to know where tokens are in the text, and this tokenizer does not say",
+            "use a model with a fast tokenizer (tokenizer.json)",
+        )
     encoded = tokenizer(list(texts), truncation=True, padding=False, return_offsets_mapping=task.per_token)
     taken = inspect.signature(network.forward).parameters
     if labels is None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 __all__ = ["TextModel", "groups_by_length"]
 
+import abc
 import json
 import os
 import sys
@@ -34,9 +35,11 @@ _MAX_TEXT_BYTES = 1 << 16
 _CALL_TOKENS = 16
 
 
-class TextModel:
-    """One instance: a tokenizer, and the name of the model that computes the logits. A task's own model derives from it
-    and says how logits become outputs."""
+class TextModel(abc.ABC):
+    """One instance: a tokenizer, and the name of the model that computes the logits.
+
+    A task's own model derives from it and says how logits become outputs.
+    """
 
     with_offsets = False  # where the tokens are in the text, which costs time
 
@@ -61,6 +64,7 @@ class TextModel:
         """What a request wants beside its texts; ValueError says what is wrong with it."""
         return None
 
+    @abc.abstractmethod
     def outputs(
         self,
         messages: list[str],
@@ -76,7 +80,6 @@ class TextModel:
             logits: of the messages, [labels] or [tokens, labels].
             asked: of each request, which messages are its own, and what `asked` said.
         """
-        raise NotImplementedError
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """One response for each request; a request that can't be answered gets its own error and harms no other."""
