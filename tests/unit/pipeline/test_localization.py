@@ -63,11 +63,11 @@ def add_temperature(folder: Path) -> None:
     onnx.save(model, folder / "model.onnx")
 
 
-def spoil_layer(folder: Path) -> None:
+def spoil_layer(folder: Path, by: float = 2.0) -> None:
     model = onnx.load(folder / "model.onnx")
     node = next(node for node in model.graph.node if node.op_type == "BiasGelu")
     tensor = next(tensor for tensor in model.graph.initializer if tensor.name == node.input[1])
-    tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) + np.float32(2.0), tensor.name))
+    tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) + np.float32(by), tensor.name))
     onnx.save(model, folder / "model.onnx")
 
 
@@ -140,7 +140,7 @@ def fails(reference: Path, candidate: Path, data: Path, **more: Any) -> ParityRe
 def test_a_failure_is_kept_with_what_reproduces_it(
     candidate: Path, exported: Callable[[str], Any], toy_data: Any, write_csv: Any, tmp_path: Path
 ) -> None:
-    spoil_layer(candidate)
+    spoil_layer(candidate, 20.0)
     data, out = write_csv(tmp_path / "data.csv", toy_data.test), tmp_path / "deep" / "failed"
     report = fails(exported("bert").checkpoint, candidate, data, reproduce=out)
     assert report.verdict == "fail"
