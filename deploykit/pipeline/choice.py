@@ -65,18 +65,23 @@ class Candidate:
         steady = not self.batched_flips or clopper_pearson_upper(self.batched_flips, self.n, 0.95) <= max_drop
         return steady and self.drop_lower <= max_drop
 
+    def loses_little(self, max_drop: float) -> bool:
+        """Whether the drop itself is within the margin too: a bound that certifies it can follow."""
+        return self.keeps_answers(max_drop) and self.drop <= max_drop
+
     def is_mended(self, max_drop: float) -> bool:
         """Whether a repair suffices: half of the margin is left to the bound that certifies it."""
         return self.keeps_answers(max_drop) and self.drop <= max_drop / 2
 
 
 def choose(candidates: Mapping[str, Candidate], max_drop: float) -> str:
-    """The form to keep: the fastest that keeps its answers.
+    """The form to keep: the fastest that loses little; where none does, that is not shown to lose too much.
 
     Among those within a quarter of the fastest, which a noisy machine can't tell apart, static scales come first (their
     answers do not depend on the batch), then the fewest changed answers.
     """
-    eligible = {name: found for name, found in candidates.items() if found.keeps_answers(max_drop)}
+    kept = {name: found for name, found in candidates.items() if found.keeps_answers(max_drop)}
+    eligible = {name: found for name, found in kept.items() if found.loses_little(max_drop)} or kept
     if not eligible:
         return min(candidates, key=lambda name: (candidates[name].batched_flips > 0, candidates[name].drop))
     fastest = min(found.p50_ms for found in eligible.values())
@@ -99,9 +104,9 @@ def choose_variant(
     """Quantize in every way that the settings leave open and keep the fastest that answers as well on validation.
 
     A form whose drop on the validation split is shown to exceed `max_drop`, or whose answers change in batches, is
-    out (see `choose`). Where all are, and `settings.mend` says so, the best is mended with the cheapest remedy that
-    does: other fusions, then the fewest products in float, then the other int8 scheme. Where nothing does, the most
-    accurate is kept, and parity will say what it lost.
+    out (see `choose`). Where all lose more than that, and `settings.mend` says so, the best is mended with the cheapest
+    remedy that does: other fusions, then the fewest products in float, then the other int8 scheme. Where nothing does,
+    the most accurate is kept, and parity will say what it lost.
 
     Args:
         source: the exported ONNX folder.
@@ -133,7 +138,7 @@ def choose_variant(
             forms.time(list(forms.found))
         chosen = choose(forms.found, max_drop)
         mended: dict[str, Any] = {}
-        if settings.mend and settings.scheme != "fp16" and not forms.found[chosen].keeps_answers(max_drop):
+        if settings.mend and settings.scheme != "fp16" and not forms.found[chosen].loses_little(max_drop):
             chosen, mended = _mend(forms, chosen, max_drop, settings.mend_trials)
         if forms.found[chosen].drop_lower > max_drop:
             listener(Warn(f"every way to quantize loses more than {max_drop:.2%} on validation; kept {chosen}"))
