@@ -26,9 +26,9 @@ from deploykit.compress.quantize import (
 )
 from deploykit.data.dataset import LabelledData
 from deploykit.events import Listener, Note, Progress, Warn, ignore
+from deploykit.export.smallest import smallest_set
 from deploykit.latency import measure as timing
 from deploykit.parity.intervals import clopper_pearson_upper, paired_drop_lower
-from deploykit.parity.smallest import smallest_set
 from deploykit.recipe import Quantize
 from deploykit.runners import Target, infer_all, open_runner
 from deploykit.tasks import Task

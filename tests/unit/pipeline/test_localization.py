@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner
 from onnx import numpy_helper
 
-from deploykit.cli.main import main
+from deploykit.cli.main import cli
 from deploykit.errors import UsageError
 from deploykit.parity.report import ParityReport
 from deploykit.pipeline.alone import parity_alone
@@ -155,7 +155,7 @@ def test_a_failure_is_kept_with_what_reproduces_it(
         assert np.abs(arrays["reference_logits"] - arrays["candidate_logits"]).max() > 0.1
         assert len(arrays["reference_logits"]) == len(rows)
     command = next(line for line in (out / "README.md").read_text().splitlines() if line.startswith("deploykit"))
-    again = CliRunner().invoke(main, command.split()[1:])
+    again = CliRunner().invoke(cli, command.split()[1:])
     assert again.exit_code == 3, again.output
     assert "where: layer 0 ffn activation" in again.output
     with pytest.raises(UsageError, match="is there already"):
