@@ -406,7 +406,7 @@ def test_what_pruning_tried_is_on_the_page(tmp_path: Path) -> None:
 
 
 def test_the_page_says_where_it_fails_and_shows_the_difference_by_layer(tmp_path: Path) -> None:
-    figures = {"part": "ffn", "layer": 2, "module": "m", "cosine": 0.9, "own_sqnr_db": 3.0}
+    figures: dict[str, Any] = {"part": "ffn", "layer": 2, "module": "m", "cosine": 0.9, "own_sqnr_db": 3.0}
     located = Localization(
         findings=(
             Finding(name="layer 2 ffn output", cause=f"It saturates {HOSTILE}.", next_step="Calibrate.", **figures),
