@@ -67,7 +67,7 @@ def command(
     """
     from deploykit.artifacts.atomic import write_atomic
     from deploykit.cli.json_output import print_json
-    from deploykit.cli.render import Screen, stdout, verdict_table
+    from deploykit.cli.render import Screen, location_lines, stdout, verdict_table
     from deploykit.errors import ExitCode
     from deploykit.pipeline.alone import parity_alone
 
@@ -97,9 +97,8 @@ def command(
         if check.outcome != "pass":
             for line in (*check.details, check.next_step):
                 click.echo(f"  {check.check}: {line}")
-    for finding in found.localized.findings if found.localized else ():
-        click.echo(f"  where: {finding.name}: {finding.cause}")
-        click.echo(f"  what to do: {finding.next_step}")
+    for line in location_lines(found.localized):
+        click.echo(f"  {line}")
     for sample in found.changed[:5]:
         click.echo(f"  changed: {sample.text!r}: {sample.reference} -> {sample.candidate}")
     click.secho(f"verdict: {found.statement} ({found.n:,} messages)", bold=True)

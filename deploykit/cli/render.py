@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = [
     "Screen",
+    "location_lines",
     "mending_lines",
     "regression_table",
     "result_table",
@@ -29,6 +30,7 @@ from deploykit.events import Progress as Step
 if TYPE_CHECKING:
     from deploykit.latency.measure import Samples
     from deploykit.latency.regression import Regression
+    from deploykit.parity.localize import Localization
     from deploykit.parity.verdict import Verdict
     from deploykit.report.result import RunResult
 
@@ -144,6 +146,20 @@ def timing_table(timed: Mapping[str, Samples]) -> Table:
         figures = (f"{samples.p50_ms:.2f}", f"{low:.2f} to {high:.2f}", f"{samples.p99_ms:.2f}")
         table.add_row(name, *figures, f"{base / samples.p50_ms:.1f}x")
     return table
+
+
+def location_lines(localized: Localization | None) -> list[str]:
+    """Where a failure begins, why, and what to do; of int8, which parts cost most."""
+    if localized is None:
+        return []
+    lines = []
+    for finding in localized.findings:
+        lines += [f"where: {finding.name}: {finding.cause}", f"what to do: {finding.next_step}"]
+    weighed = sorted(localized.layers, key=lambda layer: -(layer.share or 0.0))[:3]
+    if localized.precision == "int8" and weighed:
+        costs = (f"{layer.name} {layer.share or 0:.0%} ({layer.own_sqnr_db:.0f} dB)" for layer in weighed)
+        lines.append(f"of the output's error: {', '.join(costs)}")
+    return lines
 
 
 def mending_lines(mended: Mapping[str, Any]) -> list[str]:

@@ -13,9 +13,9 @@ The caller checks the result against PyTorch: a rewrite that assumed too much mu
 
 from __future__ import annotations
 
-__all__ = ["make_lean", "split_skip_normalization"]
+__all__ = ["FUSIONS", "make_lean", "split_skip_normalization"]
 
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -126,20 +126,20 @@ class _Graph:
             del self.constants[tensor.name]
 
 
-def make_lean(model: onnx.ModelProto) -> onnx.ModelProto:
+def make_lean(model: onnx.ModelProto, without: Collection[str] = ()) -> onnx.ModelProto:
     """The same model with a leaner graph; what does not apply is left as it is.
 
     Args:
         model: an encoder graph with `Attention` and `SkipLayerNormalization` nodes fused; not changed.
+        without: names of `FUSIONS` that are left out.
     """
     lean = onnx.ModelProto()
-    lean.CopyFrom(model)
+    lean.CopyFrom(split_skip_normalization(model) if _SKIP in without else model)
     graph = _Graph(lean)
     _fold_weight_concats(graph)
-    _attend_by_mask(graph)
-    _drop_unread_outputs(graph)
-    _fuse_embeddings(graph)
-    _keep_first_token(graph)
+    for name, rewrite in _REWRITES.items():
+        if name not in without:
+            rewrite(graph)
     graph.drop_dead()
     # The exporter's shapes contradict onnx's own inference, which stops onnxruntime's quantizer.
     del lean.graph.value_info[:]
@@ -350,3 +350,14 @@ def _attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:
         if attribute.name == name:
             return helper.get_attribute_value(attribute)
     return default
+
+
+_SKIP = "SkipLayerNormalization"
+_REWRITES: Mapping[str, Callable[[_Graph], None]] = {
+    "attention by mask": _attend_by_mask,
+    "unread outputs dropped": _drop_unread_outputs,
+    "EmbedLayerNormalization": _fuse_embeddings,
+    "first token only": _keep_first_token,
+}
+FUSIONS = (*reversed(list(_REWRITES)), _SKIP)
+"""What can be left out, the cheapest to miss first."""

@@ -10,8 +10,9 @@ import logging
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,9 @@ from numpy.typing import NDArray
 from deploykit.errors import ExportError, ModelError
 from deploykit.events import Listener, Progress, Warn, ignore
 from deploykit.export.compatibility import preflight
-from deploykit.export.lean import make_lean
+from deploykit.export.lean import FUSIONS, make_lean
 from deploykit.export.modules import record_modules, values_from_scopes
+from deploykit.export.smallest import smallest_set
 from deploykit.runners.onnx_runner import open_session, session_errors
 from deploykit.runners.padding import real_tokens
 from deploykit.runners.tokenize import Encoder
@@ -36,6 +38,8 @@ TOLERANCE = 1e-4
 """Largest logit difference of a float32 graph from PyTorch; measured ones are below 1e-6."""
 _FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
 _INPUTS = ("input_ids", "attention_mask")
+_TRIALS = 8
+"""Sets of fusions at most that are left out to find the one at fault."""
 _REWRITE_ERRORS = (
     onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ModelError,
     ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, StopIteration, TypeError, ValueError,
@@ -78,7 +82,8 @@ def export_onnx(
     """Export a checkpoint folder as `out/model.onnx` (fused) and `out/plain.onnx`, tokenizer and config beside them.
 
     Both graphs have dynamic batch and length and are checked against PyTorch on padded, mixed-length, multi-row
-    batches; a fused graph that differs, or can't be made, is replaced by the plain one with a warning.
+    batches. A fused graph that differs does without the fusions at fault; where that does not help, or it can't be
+    made, the plain one replaces it. Either is said in a warning.
 
     Args:
         checkpoint: a Hugging Face checkpoint folder.
@@ -113,13 +118,10 @@ def export_onnx(
         )
     listener(Progress("export", 3, 4, "graph"))
     if fused is not None:
-        onnx.save(fused, out / "model.onnx")
-        difference = _largest_difference(model, task.output, out / "model.onnx", batches)
-        if difference <= TOLERANCE:
+        differing = partial(_largest_difference, model, task.output, out / "model.onnx", batches)
+        fused, difference = _sound(fused, out / "model.onnx", differing, listener)
+        if fused is not None:
             differences["fused"] = difference
-        else:
-            listener(Warn(f"the fused graph {_distance(difference)}: the plain one is used instead"))
-            fused = None
     if fused is None:
         shutil.copy2(out / "plain.onnx", out / "model.onnx")
     compatibility = preflight(out / "model.onnx", target)
@@ -155,7 +157,9 @@ def _graphs(
     failures: tuple[type[Exception], ...] = (*_REWRITE_ERRORS, *session_errors())
     try:
         fused = _fused(path)
+        make_lean(fused)
     except failures as error:
+        fused = None
         listener(Warn(f"the graph can't be fused ({type(error).__name__}: {error}): the plain one is used instead"))
     for graph in (plain, fused):
         if graph is not None:
@@ -206,12 +210,39 @@ def _opset_of(model: onnx.ModelProto) -> int:
 
 
 def _fused(path: Path) -> onnx.ModelProto:
-    """The exported graph with its fusions."""
+    """The exported graph with onnxruntime's fusions."""
     import onnxscript
     from onnxscript.rewriter.ort_fusions import optimize_for_ort
 
     fused = optimize_for_ort(onnxscript.ir.load(path))
-    return make_lean(onnxscript.ir.to_proto(fused[0] if isinstance(fused, tuple) else fused))
+    graph: onnx.ModelProto = onnxscript.ir.to_proto(fused[0] if isinstance(fused, tuple) else fused)
+    return graph
+
+
+def _sound(
+    fused: onnx.ModelProto, path: Path, differing: Callable[[], float], listener: Listener
+) -> tuple[onnx.ModelProto | None, float]:
+    """The fused graph made lean, written to `path`; without the fewest fusions that make it differ from PyTorch.
+
+    None where it differs whatever is left out.
+    """
+    found: dict[tuple[str, ...], float] = {}
+
+    def holds(without: tuple[str, ...]) -> bool:
+        onnx.save(make_lean(fused, without), path)
+        found[without] = differing()
+        return found[without] <= TOLERANCE
+
+    if holds(()):
+        return make_lean(fused), found[()]
+    fewest = smallest_set(FUSIONS, holds, budget=_TRIALS).items
+    if not fewest:
+        listener(Warn(f"the fused graph {_distance(found[()])}: the plain one is used instead"))
+        return None, found[()]
+    listener(Warn(f"the fused graph {_distance(found[()])} through {', '.join(fewest)}: left out"))
+    sound = make_lean(fused, fewest)
+    onnx.save(sound, path)
+    return sound, found[fewest]
 
 
 def _make_anonymous(model: onnx.ModelProto) -> None:

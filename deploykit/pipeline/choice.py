@@ -26,10 +26,10 @@ from deploykit.compress.quantize import (
 from deploykit.compress.representative import calibration_doubts
 from deploykit.data.dataset import LabelledData
 from deploykit.events import Listener, Note, Progress, Warn, ignore
+from deploykit.export.smallest import smallest_set
 from deploykit.latency import measure as timing
 from deploykit.parity.intervals import clopper_pearson_upper
 from deploykit.parity.noninferiority import score_drop_bounds
-from deploykit.parity.smallest import smallest_set
 from deploykit.recipe import Quantize
 from deploykit.runners import Target, infer_all, open_runner
 from deploykit.runners.tokenize import Encoder
@@ -53,6 +53,7 @@ class Candidate:
         batched_flips: answers that change when the messages come in padded batches and not singly.
         n: messages compared.
         p50_ms: in process, one message at a time; 0 where it was not timed.
+        drop_likely: what the drop exceeds more likely than not (one-sided 75 %).
     """
 
     drop: float
@@ -61,11 +62,16 @@ class Candidate:
     batched_flips: int
     n: int
     p50_ms: float = 0.0
+    drop_likely: float = 0.0
 
     def keeps_answers(self, max_drop: float) -> bool:
         """Whether it is not shown to lose too much, and answers in batches as it does singly."""
         steady = not self.batched_flips or clopper_pearson_upper(self.batched_flips, self.n, 0.95) <= max_drop
         return steady and self.drop_lower <= max_drop
+
+    def loses_little(self, max_drop: float) -> bool:
+        """Whether it does not look as if it lost too much either: what does would hardly be certified."""
+        return self.keeps_answers(max_drop) and self.drop_likely <= max_drop
 
     def is_mended(self, max_drop: float) -> bool:
         """Whether a repair suffices: half of the margin is left to the bound that certifies it."""
@@ -73,12 +79,13 @@ class Candidate:
 
 
 def choose(candidates: Mapping[str, Candidate], max_drop: float) -> str:
-    """The form to keep: the fastest that keeps its answers.
+    """The form to keep: the fastest that loses little; where none does, that is not shown to lose too much.
 
     Among those within a quarter of the fastest, which a noisy machine can't tell apart, static scales come first (their
     answers do not depend on the batch), then the fewest changed answers.
     """
-    eligible = {name: found for name, found in candidates.items() if found.keeps_answers(max_drop)}
+    kept = {name: found for name, found in candidates.items() if found.keeps_answers(max_drop)}
+    eligible = {name: found for name, found in kept.items() if found.loses_little(max_drop)} or kept
     if not eligible:
         return min(candidates, key=lambda name: (candidates[name].batched_flips > 0, candidates[name].drop))
     fastest = min(found.p50_ms for found in eligible.values())
@@ -101,9 +108,9 @@ def choose_variant(
     """Quantize in every way that the settings leave open and keep the fastest that answers as well on validation.
 
     A form whose drop on the validation split is shown to exceed `max_drop`, or whose answers change in batches, is
-    out (see `choose`). Where all are, and `settings.mend` says so, the best is mended with the cheapest remedy that
-    does: other fusions, then the fewest products in float, then the other int8 scheme. Where nothing does, the most
-    accurate is kept, and parity will say what it lost.
+    out (see `choose`). Where all lose more than that, and `settings.mend` says so, the best is mended with the cheapest
+    remedy that does: other fusions, then the fewest products in float, then the other int8 scheme. Where nothing does,
+    the most accurate is kept, and parity will say what it lost.
 
     Args:
         source: the exported ONNX folder.
@@ -135,7 +142,7 @@ def choose_variant(
             forms.time(list(forms.found))
         chosen = choose(forms.found, max_drop)
         mended: dict[str, Any] = {}
-        if settings.mend and settings.scheme != "fp16" and not forms.found[chosen].keeps_answers(max_drop):
+        if settings.mend and settings.scheme != "fp16" and not forms.found[chosen].loses_little(max_drop):
             chosen, mended = _mend(forms, chosen, max_drop, settings.mend_trials)
         if forms.found[chosen].drop_lower > max_drop:
             listener(Warn(f"every way to quantize loses more than {max_drop:.2%} on validation; kept {chosen}"))
@@ -290,6 +297,7 @@ def _compared(
         flips=sum(ours != theirs for ours, theirs in zip(reference, answers, strict=True)),
         batched_flips=sum(ours != theirs for ours, theirs in zip(batched, answers, strict=True)),
         n=len(right),
+        drop_likely=score_drop_bounds(before, after, 0.75)[0],
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -205,15 +205,15 @@ def reshape_output(model: onnx.ModelProto) -> None:
     model.graph.node.append(helper.make_node("Slice", ["all_logits", "row_0", "row_1", "row_0"], ["logits"]))
 
 
-@pytest.mark.parametrize("fault", [unmask, swap_weights, dangle, reshape_output])
+@pytest.mark.parametrize("fault", [swap_weights, dangle, reshape_output])
 def test_a_wrong_fused_graph_gives_way_to_the_plain_one(
     fault: Callable[[onnx.ModelProto], None],
     exported: Callable[[str], Any],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def wrong(model: onnx.ModelProto) -> onnx.ModelProto:
-        lean = make_lean(model)
+    def wrong(model: onnx.ModelProto, without: Sequence[str] = ()) -> onnx.ModelProto:
+        lean = make_lean(model, without)
         fault(lean)
         return lean
 
@@ -225,6 +225,41 @@ def test_a_wrong_fused_graph_gives_way_to_the_plain_one(
     assert "the plain one is used instead" in warnings[0]
     assert (tmp_path / "model.onnx").read_bytes() == (tmp_path / "plain.onnx").read_bytes()
     assert "Attention" not in report.operators
+
+
+def test_a_mask_that_a_fusion_loses_is_found_and_the_fusion_left_out(
+    exported: Callable[[str], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrong(model: onnx.ModelProto, without: Sequence[str] = ()) -> onnx.ModelProto:
+        lean = make_lean(model, without)
+        if "attention by mask" not in without:
+            unmask(lean)
+        return lean
+
+    monkeypatch.setattr(to_onnx, "make_lean", wrong)
+    report, warnings = export_planted(exported("bert"), tmp_path, monkeypatch, nothing)
+    assert report.fused
+    assert warnings[0].endswith("through attention by mask: left out")
+
+
+@pytest.mark.parametrize(("fusion", "kind"), [("EmbedLayerNormalization",) * 2, ("SkipLayerNormalization",) * 2])
+def test_only_the_fusion_at_fault_is_left_out(
+    fusion: str, kind: str, exported: Callable[[str], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrong(model: onnx.ModelProto, without: Sequence[str] = ()) -> onnx.ModelProto:
+        lean = make_lean(model, without)
+        if fusion not in without:
+            swap_weights(lean)
+        return lean
+
+    monkeypatch.setattr(to_onnx, "make_lean", wrong)
+    report, warnings = export_planted(exported("bert"), tmp_path, monkeypatch, nothing)
+    assert report.fused
+    assert report.max_difference["fused"] <= to_onnx.TOLERANCE
+    assert kind not in report.operators
+    assert "Attention" in report.operators
+    (warning,) = warnings
+    assert warning.endswith(f"through {fusion}: left out")
 
 
 @pytest.mark.parametrize(

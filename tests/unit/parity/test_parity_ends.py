@@ -10,7 +10,8 @@ from scipy.special import expit, log_softmax, softmax
 
 from deploykit.parity.ends import explain_labels, explain_output, explain_tokens
 
-LOGITS = np.random.default_rng(0).normal(size=(12, 5)).astype(np.float32) * 3
+RANDOM = np.random.default_rng(0)
+LOGITS = RANDOM.normal(size=(12, 5)).astype(np.float32) * 3
 
 
 @pytest.mark.parametrize(

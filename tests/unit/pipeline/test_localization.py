@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner
 from onnx import numpy_helper
 
-from deploykit.cli.main import main
+from deploykit.cli.main import cli
 from deploykit.errors import UsageError
 from deploykit.parity.report import ParityReport
 from deploykit.pipeline.alone import parity_alone
@@ -63,11 +63,11 @@ def add_temperature(folder: Path) -> None:
     onnx.save(model, folder / "model.onnx")
 
 
-def spoil_layer(folder: Path) -> None:
+def spoil_layer(folder: Path, by: float = 2.0) -> None:
     model = onnx.load(folder / "model.onnx")
     node = next(node for node in model.graph.node if node.op_type == "BiasGelu")
     tensor = next(tensor for tensor in model.graph.initializer if tensor.name == node.input[1])
-    tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) + np.float32(2.0), tensor.name))
+    tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) + np.float32(by), tensor.name))
     onnx.save(model, folder / "model.onnx")
 
 
@@ -140,7 +140,7 @@ def fails(reference: Path, candidate: Path, data: Path, **more: Any) -> ParityRe
 def test_a_failure_is_kept_with_what_reproduces_it(
     candidate: Path, exported: Callable[[str], Any], toy_data: Any, write_csv: Any, tmp_path: Path
 ) -> None:
-    spoil_layer(candidate)
+    spoil_layer(candidate, 20.0)
     data, out = write_csv(tmp_path / "data.csv", toy_data.test), tmp_path / "deep" / "failed"
     report = fails(exported("bert").checkpoint, candidate, data, reproduce=out)
     assert report.verdict == "fail"
@@ -155,7 +155,7 @@ def test_a_failure_is_kept_with_what_reproduces_it(
         assert np.abs(arrays["reference_logits"] - arrays["candidate_logits"]).max() > 0.1
         assert len(arrays["reference_logits"]) == len(rows)
     command = next(line for line in (out / "README.md").read_text().splitlines() if line.startswith("deploykit"))
-    again = CliRunner().invoke(main, command.split()[1:])
+    again = CliRunner().invoke(cli, command.split()[1:])
     assert again.exit_code == 3, again.output
     assert "where: layer 0 ffn activation" in again.output
     with pytest.raises(UsageError, match="is there already"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deploykit.parity.smallest import smallest_set
+from deploykit.export.smallest import smallest_set
 
 
 @given(st.sets(st.integers(0, 15), min_size=1, max_size=4))
