@@ -180,7 +180,7 @@ def judge_epsilons(reference: Anatomy, candidate: Anatomy) -> Verdict | None:
         len(candidate.epsilons),
         details,
         "Export with the epsilon of the reference's config.json.",
-        part="model",
+        part="layer norm",
     )
 
 

@@ -12,7 +12,7 @@ from typing import Literal, get_args
 from deploykit.errors import ParityError
 
 Outcome = Literal["pass", "fail", "inconclusive"]
-Part = Literal["labels", "tokenizer", "interface", "chance", "output", "model", "batching", "server"]
+Part = Literal["labels", "tokenizer", "interface", "chance", "output", "layer norm", "model", "batching", "server"]
 """Where between text and answer a check looks: the first of these with a failed check is what is at fault."""
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["next_step", "write_report"]
+__all__ = ["check_cells", "next_step", "template", "write_report"]
 
 import shlex
 from dataclasses import dataclass
@@ -114,17 +114,8 @@ def next_step(result: RunResult, parity: ParityReport) -> str:
 
 
 def _page(result: RunResult, parity: ParityReport) -> str:
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("deploykit.report", "."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     margin = _margin(parity)
-    return environment.get_template("page.html.j2").render(
+    return template("page.html.j2").render(
         result=result,
         parity=parity,
         headline=_headline(result, parity),
@@ -136,7 +127,7 @@ def _page(result: RunResult, parity: ParityReport) -> str:
         chart_width=_CHART,
         interval=_interval(parity, margin),
         margin=margin,
-        checks=[_check_cells(check, parity.metric) for check in parity.checks],
+        checks=[check_cells(check, parity.metric) for check in parity.checks],
         classes=[change for change in parity.classes if change.flips][:_CLASSES],
         unchanged=sum(not change.flips for change in parity.classes),
         changed=[(sample, sample.text[:_TEXT], max(0, len(sample.text) - _TEXT)) for sample in parity.changed],
@@ -147,6 +138,20 @@ def _page(result: RunResult, parity: ParityReport) -> str:
         dash=DASH,
         deploykit_version=__version__,
     )
+
+
+def template(name: str) -> Any:
+    """A page's template: whatever the data holds is text in it, and a name that is missing is an error."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("deploykit.report", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(name)
 
 
 def _headline(result: RunResult, parity: ParityReport) -> _Headline:
@@ -187,7 +192,7 @@ def _drop_check(metric: str) -> str:
     return f"{metric} drop"
 
 
-def _check_cells(check: Verdict, metric: str) -> dict[str, Any]:
+def check_cells(check: Verdict, metric: str) -> dict[str, Any]:
     """A check with its numbers in words."""
     if check.check == _drop_check(metric):
         figure, bound, limit = (

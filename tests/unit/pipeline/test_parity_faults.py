@@ -1,0 +1,53 @@
+"""Planted faults are caught and placed as was written down before, harmless changes pass: `benchmarks/` in small."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+BENCHMARKS = str(Path(__file__).parents[3] / "benchmarks")
+sys.path.insert(0, BENCHMARKS)
+try:
+    from parity_faults import try_clean, try_fault, try_mixed_up
+    from parity_plants import CLEAN, FAULTS, Clean, Fault, Workbench
+finally:
+    sys.path.remove(BENCHMARKS)
+
+from deploykit.pipeline.measuring import OutputCache
+
+
+@pytest.fixture(scope="module")
+def bench(
+    trained: Path, toy_data: Any, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Workbench, list[str], OutputCache]:
+    folder = tmp_path_factory.mktemp("bench")
+    texts = toy_data.test.texts
+    made = Workbench.made(trained, folder, texts, toy_data.train.texts[:100])
+    return made, list(toy_data.test.labels), OutputCache(folder / "outputs")
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+def test_row_48_a_planted_fault_is_caught(fault: Fault, bench: Any, tmp_path: Path) -> None:
+    made, labels, cache = bench
+    outcome = try_fault(fault, made, labels, tmp_path, cache, layers=2)
+    assert outcome.verdict == "fail", outcome
+    assert outcome.right, outcome
+    assert outcome.placed is not False, outcome
+
+
+@pytest.mark.parametrize("clean", CLEAN, ids=lambda clean: clean.name)
+def test_a_harmless_change_passes(clean: Clean, bench: Any, tmp_path: Path) -> None:
+    made, labels, cache = bench
+    outcome = try_clean(clean, made, labels, tmp_path, cache)
+    assert outcome.verdict == "pass", outcome
+
+
+def test_requests_that_are_mixed_up_are_caught(bench: Any) -> None:
+    made, labels, _ = bench
+    outcome = try_mixed_up(labels, made.texts, every=4)
+    assert outcome.right, outcome
