@@ -38,7 +38,7 @@ def show_history(path: Path, page: Path | None, *, as_json: bool) -> int:
         print_json({"versions": rows, "elsewhere": found.elsewhere})
         return 0
     for name in ("p50_ms", "p99_ms"):
-        values = [float(row[name]) for row in rows if isinstance(row[name], float)]
+        values = [value for row in rows if isinstance(value := row[name], float)]
         click.echo(f"{name[:3]} {sparkline(values)}  {min(values):.3g} to {max(values):.3g} ms")
     for row in rows:
         change = f"  p50 changed to {row['change']:.2f}x" if row["change"] is not None else ""

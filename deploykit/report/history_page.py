@@ -7,11 +7,13 @@ __all__ = ["history_page"]
 from html import escape
 from typing import TYPE_CHECKING
 
+from deploykit.latency.ratios import Metric
+
 if TYPE_CHECKING:
     from deploykit.latency.history import History
 
 _WIDTH, _HEIGHT, _EDGE = 860, 300, 46
-_LINES = (("p50", "#1f6fb4"), ("p99", "#b4511f"))
+_LINES: tuple[tuple[Metric, str], ...] = (("p50", "#1f6fb4"), ("p99", "#b4511f"))
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 920px; padding: 0 1rem; color: #222; }
 table { border-collapse: collapse; } td, th { padding: .2rem .8rem; text-align: right; border-bottom: 1px solid #ddd; }
@@ -32,12 +34,13 @@ def history_page(history: History) -> str:
         return _HEIGHT - _EDGE - value / top * (_HEIGHT - 2 * _EDGE)
 
     marks = [
-        f'<line x1="{x(n):.1f}" x2="{x(n):.1f}" y1="{_EDGE}" y2="{_HEIGHT - _EDGE}" stroke="#999" stroke-dasharray="4"/>'
+        f'<line x1="{x(n):.1f}" x2="{x(n):.1f}" y1="{_EDGE}" y2="{_HEIGHT - _EDGE}"'
+        ' stroke="#999" stroke-dasharray="4"/>'
         for n, each in enumerate(versions)
         if each.changed is not None
     ]
     for name, colour in _LINES:
-        figures = [each.baseline.metrics[name] for each in versions]  # type: ignore[index]
+        figures = [each.baseline.metrics[name] for each in versions]
         points = " ".join(f"{x(n):.1f},{y(figure.value):.1f}" for n, figure in enumerate(figures))
         marks.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>')
         for n, figure in enumerate(figures):
@@ -45,9 +48,7 @@ def history_page(history: History) -> str:
                 f'<line x1="{x(n):.1f}" x2="{x(n):.1f}" y1="{y(figure.low):.1f}" y2="{y(figure.high):.1f}"'
                 f' stroke="{colour}"/><circle cx="{x(n):.1f}" cy="{y(figure.value):.1f}" r="3" fill="{colour}"/>'
             )
-        marks.append(
-            f'<text x="{_WIDTH - _EDGE + 6}" y="{y(figures[-1].value):.1f}" fill="{colour}" font-size="13">{name}</text>'
-        )
+        marks.append(f'<text x="{_WIDTH - _EDGE + 6}" y="{y(figures[-1].value):.1f}" fill="{colour}">{name}</text>')
     for value in (0.0, top / 2, top):
         marks.append(f'<text x="4" y="{y(value):.1f}" font-size="12" fill="#555">{value:.3g} ms</text>')
     rows = "".join(
@@ -62,8 +63,8 @@ def history_page(history: History) -> str:
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Latency of {escape(newest.name)}</title>'
         f"<style>{_STYLE}</style><h1>Latency of {escape(newest.name)}</h1>"
-        f"<p>{len(versions)} versions on {escape(str(newest.machine.get('cpu', 'one machine')))}; bars are 95 % intervals"
-        f" within a session, dashed lines changes of p50.{left_out}</p>"
+        f"<p>{len(versions)} versions on {escape(str(newest.machine.get('cpu', 'one machine')))}; bars are 95 %"
+        f" intervals within a session, dashed lines changes of p50.{left_out}</p>"
         f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="p50 and p99 by version">{"".join(marks)}</svg>'
         "<table><tr><th>version</th><th>p50 ms</th><th>p99 ms</th><th>messages/s</th><th>change of p50</th></tr>"
         f"{rows}</table></html>\n"

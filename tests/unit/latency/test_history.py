@@ -72,4 +72,5 @@ def test_the_page_loads_nothing_and_escapes_names() -> None:
     assert "&lt;v2&gt;" in page
     assert "<v2>" not in page
     assert "1.50x" in page
-    assert "http" not in page and "src=" not in page
+    assert "http" not in page
+    assert "src=" not in page
