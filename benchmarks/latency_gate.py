@@ -90,6 +90,7 @@ def main() -> None:
         "p50_ms": float(np.median([found["old_p50_ms"] for found in live[AA[0]]])),
         "stolen": _range([found["stolen"] for runs in live.values() for found in runs]),
         "took_s": _range([found["seconds"] for runs in live.values() for found in runs]),
+        "one_file_in_two_processes": _between_pairs(recorded),
         "live": {case.name: _counts(case, [found["outcome"] for found in runs]) for case, runs in live.items()},
         "resampled": {
             case.name: _counts(case, _resampled(recorded, case, options.resampled)) for case in (*AA, *PLANTED)
@@ -164,6 +165,20 @@ def _resampled(recorded: list[tuple[float, list[list[Round]]]], case: Case, coun
                 rounds.append(Round(number, old, slow))
         outcomes.append(_sequential(rounds, rule).outcome)
     return outcomes
+
+
+def _between_pairs(recorded: list[tuple[float, list[list[Round]]]]) -> dict[str, float]:
+    """How far pairs of processes of one file lie apart, as the standard deviation of the logarithm of new/old."""
+    pairs = [pair for _, found in recorded for pair in found]
+    old = [np.concatenate([each.old_ms for each in pair]) for pair in pairs]
+    new = [np.concatenate([each.new_ms for each in pair]) for pair in pairs]
+    both = list(zip(old, new, strict=True))
+    return {
+        "pairs": len(pairs),
+        "median of messages' ratios": float(np.std([np.median(np.log(b / a)) for a, b in both], ddof=1)),
+        "ratio of medians": float(np.std([np.log(np.median(b) / np.median(a)) for a, b in both], ddof=1)),
+        "ratio of means": float(np.std([np.log(b.mean() / a.mean()) for a, b in both], ddof=1)),
+    }
 
 
 def _sequential(rounds: Sequence[Round], rule: Rule) -> Regression:

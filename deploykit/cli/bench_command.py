@@ -5,20 +5,17 @@ from __future__ import annotations
 __all__ = ["command"]
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import click
 
 from deploykit.cli.options import as_json
 from deploykit.errors import UsageError
 
-if TYPE_CHECKING:
-    from deploykit.latency.scenarios import Tried
-
 
 @click.command("bench")
-@click.argument("targets", nargs=-1, required=True)
-@click.option("--data", required=True, help="Real messages to time: a file, hub:DATASET:SPLIT or sample:support/test.")
+@click.argument("targets", nargs=-1)
+@click.option("--data", help="Real messages to time: a file, hub:DATASET:SPLIT or sample:support/test.")
 @click.option("--text", default="text", show_default=True, help="The column that holds the message.")
 @click.option("--messages", type=click.IntRange(1), default=400, show_default=True, help="Messages timed per target.")
 @click.option("--blocks", type=click.IntRange(1), default=5, show_default=True, help="Alternating blocks.")
@@ -43,10 +40,15 @@ if TYPE_CHECKING:
 @click.option("--hourly-price", type=click.FloatRange(0, min_open=True), help="Of the machine: what messages cost.")
 @click.option("--save-baseline", type=click.Path(path_type=Path), help="Write the figures of one target to this file.")
 @click.option("--version-name", default="", help="What the baseline calls this version: a tag, a commit.")
+@click.option(
+    "--history", type=click.Path(path_type=Path),
+    help="Time nothing: show the baselines in this folder, or file of JSON lines, over versions.",
+)  # fmt: skip
+@click.option("--page", type=click.Path(path_type=Path), help="With --history: write it as an HTML page to this file.")
 @as_json
 def command(
     targets: tuple[str, ...],
-    data: str,
+    data: str | None,
     text: str,
     messages: int,
     blocks: int,
@@ -61,6 +63,8 @@ def command(
     hourly_price: float | None,
     save_baseline: Path | None,
     version_name: str,
+    history: Path | None,
+    page: Path | None,
     as_json: bool,
 ) -> int:
     """Time TARGETS on the same messages: one at a time, each in its own process, in alternating blocks.
@@ -70,11 +74,18 @@ def command(
     hold, 4 they don't, 5 inconclusive, 1 the client can't keep the rate.
     """
     from deploykit.artifacts.atomic import write_atomic
+    from deploykit.cli.bench_output import show_history, show_load
     from deploykit.cli.json_output import print_json
     from deploykit.cli.render import Screen, stdout, timing_table
     from deploykit.pipeline.alone import bench_alone
     from deploykit.pipeline.latency import load_alone, make_baseline
 
+    if history is not None:
+        if targets:
+            raise UsageError("--history times nothing", "name no target, or leave --history out")
+        return show_history(history, page, as_json=as_json)
+    if not targets or data is None:
+        raise UsageError("there is nothing to time", "deploykit bench TARGET --data FILE")
     if twice := next((name for name in targets if targets.count(name) > 1), None):
         raise UsageError(f"{twice} is named twice", "name every target once")
     if scenario != "single":
@@ -85,7 +96,7 @@ def command(
                 targets[0], data=data, text=text, scenario=scenario, rate_per_s=rate, seconds=seconds, p99_limit_ms=p99,
                 messages=messages, threads=threads, tokenizer=tokenizer, task=task, listener=screen,
             )  # fmt: skip
-        return _show_load(best, tried, hourly_price, searched=scenario == "server" and rate is None, as_json=as_json)
+        return show_load(best, tried, hourly_price, searched=scenario == "server" and rate is None, as_json=as_json)
     if save_baseline is not None and len(targets) > 1:
         raise UsageError("--save-baseline is for one target", "bench each by itself")
     with Screen() as screen:
@@ -118,28 +129,3 @@ def command(
     first = timed[targets[0]]
     click.echo(f"{first.n} messages per target; {first.stolen:.0%} of the CPU time stolen by others meanwhile")
     return 0
-
-
-def _show_load(
-    best: float | None, tried: tuple[Tried, ...], hourly_price: float | None, *, searched: bool, as_json: bool
-) -> int:
-    from deploykit.cli.json_output import print_json
-    from deploykit.errors import ExitCode
-    from deploykit.report.load_report import load_json, load_lines
-
-    codes = {
-        "pass": ExitCode.PASS,
-        "fail": ExitCode.LATENCY_REGRESSED,
-        "inconclusive": ExitCode.INCONCLUSIVE,
-        "invalid": ExitCode.ERROR,
-    }
-    outcome = tried[-1].verdict.outcome
-    if searched:
-        outcome = "pass" if best is not None else "fail"
-    if as_json:
-        print_json(load_json(best, tried, hourly_price) | {"verdict": outcome, "exit_code": int(codes[outcome])})
-    else:
-        for line in load_lines(best, tried, hourly_price):
-            click.echo(line)
-        click.secho(f"verdict: {outcome}", bold=True)
-    return int(codes[outcome])

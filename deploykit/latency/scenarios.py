@@ -131,7 +131,7 @@ def _through_triton(target: Target, order: dict[str, Any], scenario: Any, rate_p
     if "error" in reply:
         raise LatencyError(reply["error"], reply.get("hint"))
     breakdown = breakdown_between(before, read_statistics(target))
-    flags = server_flags(target)
+    flags = server_flags(target, sorted({name.rsplit(".", 1)[0] for name in breakdown}))
     return _result([Sent(*each) for each in reply["sent"]], scenario, rate_per_s, breakdown, flags)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 __all__ = ["ModelTimes", "breakdown_between", "flags_of", "read_statistics", "server_flags"]
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,28 +55,28 @@ def breakdown_between(before: Mapping[str, ModelTimes], after: Mapping[str, Mode
     return found
 
 
-def server_flags(target: Target) -> tuple[str, ...]:
-    """What in a model's configuration makes its latency look better or worse than it is; row by row in words.
+def server_flags(target: Target, models: Iterable[str]) -> tuple[str, ...]:
+    """What in the configuration of the models that answered makes latency look better or worse than it is, in words.
 
     Raises:
         ServerError: the server does not tell.
     """
-    return flags_of(_ask(target, "config"))
+    return flags_of([_ask(target, "config", model) for model in models])
 
 
-def flags_of(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """The same from a configuration."""
+def flags_of(configs: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """The same from the configurations of a model and of those behind it."""
     flags = []
-    if config.get("response_cache", {}).get("enable"):
+    if any(config.get("response_cache", {}).get("enable") for config in configs):
         flags.append("the response cache is on: repeated messages are not inferred")
-    if not config.get("model_warmup"):
-        flags.append("the model has no warm-up: the first requests of a fresh server are slower")
+    if not any(config.get("model_warmup") for config in configs):
+        flags.append("no model has a warm-up: the first requests of a fresh server are slower")
     return tuple(flags)
 
 
-def _ask(target: Target, what: str) -> dict[str, Any]:
+def _ask(target: Target, what: str, model: str = "") -> dict[str, Any]:
     """A server's statistics, or a model's configuration, in the JSON form that both protocols share."""
-    address, model = parse_url(target.location)
+    address, _ = parse_url(target.location)
     try:
         if address.protocol == "grpc":
             from tritonclient.grpc import InferenceServerClient as GrpcClient
