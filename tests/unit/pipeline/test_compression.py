@@ -38,13 +38,13 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
 
     def build(self: Any, checkpoint: Path, name: str) -> Target:
-        return Target("onnxruntime", str(checkpoint))
+        return Target("onnxruntime", str(checkpoint), task=self.task.name)
 
     def time(self: Any, targets: Mapping[str, Target]) -> dict[str, Samples]:
         found = {}
         for name, target in targets.items():
             names.append(name)
-            shapes = [layer.shape for layer in encoder_layers(TASK.load_model(Path(target.location)))]
+            shapes = [layer.shape for layer in encoder_layers(find_task(target.task).load_model(Path(target.location)))]
             ms = 10.0 if target.kind == "torch" else clock(shapes)
             found[name] = Samples(name, (np.array([ms]),))
         return found
@@ -56,14 +56,22 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.fixture
 def prune(trained: Path, toy_data: Any, tmp_path: Path, timed: list[str]) -> Callable[..., Any]:
-    def call(goal: Goal, out: str = "out", listener: Any = lambda event: None, **settings: Any) -> Any:
+    def call(
+        goal: Goal,
+        out: str = "out",
+        listener: Any = lambda event: None,
+        teacher: Path = trained,
+        data: Any = toy_data,
+        task: Any = TASK,
+        **settings: Any,
+    ) -> Any:
         info: dict[str, Any] = {}
         (tmp_path / out).mkdir()
         outcome = prune_to_goal(
-            trained,
+            teacher,
             tmp_path / out,
-            task=TASK,
-            data=toy_data,
+            task=task,
+            data=data,
             settings=Prune(**{"epochs": 3, "learning_rate": 5e-3, "calibration_rows": 64, "tries": 8, **settings}),
             finetune=Finetune(freeze_embeddings=False),
             goal=goal,
@@ -95,6 +103,16 @@ def test_a_model_is_pruned_to_the_goal_and_recovers(prune: Any, trained: Path, t
     assert info["recovery"]["metrics"]["accuracy"] > 0.9
     assert json.loads(json.dumps(info)) == info, "a manifest takes it"
     assert (out / "tokenizer.json").is_file()
+
+
+def test_a_tagger_is_pruned_likewise(prune: Any, tagger: Path, entity_data: Any) -> None:
+    task = find_task("token-classification")
+    goal = Goal(p50_ms=0.7 * clock([(4, 64)] * 2))
+    outcome, info, out = prune(goal, teacher=tagger, data=entity_data, task=task)
+    assert clock([layer.shape for layer in encoder_layers(task.load_model(out))]) <= goal.p50_ms
+    assert info["recovery"]["metrics"]["entity F1"] > 0.95
+    assert all(point["metric"] is None or point["metric"] > 0.5 for point in info["points"])
+    assert "entity F1 9" in outcome or "entity F1 100" in outcome
 
 
 def test_a_goal_that_is_met_already_prunes_nothing(prune: Any, trained: Path) -> None:
