@@ -15,7 +15,9 @@ from deploykit.parity.localize import FLOORS_DB, Batch, Finding, LayerFigures, s
 from deploykit.parity.places import bare_name
 
 _EXPLAINED_DB = 15.0
-"""How much less is left of an error for a relation to explain it."""
+"""How much less is left of an error for a relation to explain it..."""
+_FITS_DB = 20.0
+"""...and how well it has to fit at least."""
 _FP16_LARGEST = 65504.0
 Rows = NDArray[np.floating]
 
@@ -219,7 +221,8 @@ def _of_padding(evidence: Evidence) -> Iterator[tuple[str, str]]:
 def _of_relation(evidence: Evidence) -> Iterator[tuple[str, str]]:
     """A simple relation between the two values: zeros, another order, a factor, a shift along the message."""
     wanted, own = evidence.rows()
-    figures, now = evidence.figures, evidence.figures.own_sqnr_db
+    figures = evidence.figures
+    fits_from = max(figures.own_sqnr_db + _EXPLAINED_DB, _FITS_DB)
     export_again = "export again from the checkpoint, and compare this module's weights"
     zero = ~own.any(axis=0) & (np.abs(wanted).max(axis=0) > 1e-6)
     if zero.all():
@@ -235,11 +238,11 @@ def _of_relation(evidence: Evidence) -> Iterator[tuple[str, str]]:
         if figures.name.endswith(("attention", "query", "key", "value")) and by_head[worst] > 0.99 * by_head.sum():
             yield f"head {worst} alone differs", export_again
     order = _order(wanted, own)
-    if order is not None and sqnr_db(wanted[:, order], own) > now + _EXPLAINED_DB:
+    if order is not None and sqnr_db(wanted[:, order], own) > fits_from:
         yield "the reference's values in another order", "compare id2label in both config.json, and the weights' order"
     power = float(np.square(wanted).sum())
     factor = float((wanted * own).sum()) / power if power else 1.0
-    if abs(factor - 1) > 1e-3 and sqnr_db(factor * wanted, own) > now + _EXPLAINED_DB:
+    if abs(factor - 1) > 1e-3 and sqnr_db(factor * wanted, own) > fits_from:
         yield f"the reference's values times {factor:.4g}", "look for a scale that is applied twice, or not at all"
     if figures.part == "embeddings":
         yield from _of_positions(evidence)
