@@ -19,6 +19,8 @@ _EXPLAINED_DB = 15.0
 _FITS_DB = 20.0
 """...and how well it has to fit at least."""
 _FP16_LARGEST = 65504.0
+_OUTLIER = 50.0
+"""From how many times the 99 % quantile a value counts as an outlier."""
 Rows = NDArray[np.floating]
 
 
@@ -115,6 +117,7 @@ def _causes(evidence: Evidence) -> Iterator[tuple[str, str]]:
     yield from _of_relation(evidence)
     yield from _of_activation(evidence)
     yield from _of_ranges(evidence)
+    yield from _of_outliers(evidence)
     yield from _of_many(evidence)
     yield from _ordinary(evidence)
 
@@ -317,6 +320,24 @@ def _of_ranges(evidence: Evidence) -> Iterator[tuple[str, str]]:
         if held > 4 * needed:
             times = held / needed
             yield f"{words}: its steps are {times:.0f} times too coarse, as with another node's scale", remedy
+            return
+
+
+def _of_outliers(evidence: Evidence) -> Iterator[tuple[str, str]]:
+    """A few values that take all steps of an int8 scale, in what this product is computed from."""
+    if evidence.precision != "int8" or evidence.position not in evidence.suspects:
+        return
+    for position in range(evidence.position - 1, max(evidence.position - 4, -1), -1):
+        point = evidence.points[position]
+        values = np.abs(np.concatenate([batch.rows(point, batch.reference) for batch in evidence.batches]))
+        most, usual = float(values.max()), float(np.quantile(values, 0.99))
+        if most > _OUTLIER * usual:
+            feature, name = int(values.max(axis=0).argmax()), evidence.layers[position].name
+            yield (
+                f"what enters it ({name}) reaches {most:.3g} in feature {feature}, and 99 % of it lies within "
+                f"{usual:.3g}: the outlier leaves int8 steps of about {most / 127:.2g} to all",
+                "keep this product in float: `deploykit quantize` does where it has to (quantize.mend)",
+            )
             return
 
 
