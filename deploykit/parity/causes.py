@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deploykit.parity.activations import Facts
-from deploykit.parity.localize import FLOORS_DB, Batch, Finding, LayerFigures, sqnr_db
+from deploykit.parity.localize import FLOORS_DB, GROSS_DB, Batch, Finding, LayerFigures, sqnr_db
 from deploykit.parity.places import bare_name
 
 _EXPLAINED_DB = 15.0
@@ -19,8 +19,8 @@ _EXPLAINED_DB = 15.0
 _FITS_DB = 20.0
 """...and how well it has to fit at least."""
 _FP16_LARGEST = 65504.0
-_OUTLIER = 50.0
-"""From how many times the 99 % quantile a value counts as an outlier."""
+_OUTLIER = 20.0
+"""From how many times the median feature's largest value another's counts as an outlier."""
 Rows = NDArray[np.floating]
 
 
@@ -330,12 +330,13 @@ def _of_outliers(evidence: Evidence) -> Iterator[tuple[str, str]]:
     for position in range(evidence.position - 1, max(evidence.position - 4, -1), -1):
         point = evidence.points[position]
         values = np.abs(np.concatenate([batch.rows(point, batch.reference) for batch in evidence.batches]))
-        most, usual = float(values.max()), float(np.quantile(values, 0.99))
+        by_feature = values.max(axis=0)
+        most, usual = float(by_feature.max()), float(np.median(by_feature))
         if most > _OUTLIER * usual:
-            feature, name = int(values.max(axis=0).argmax()), evidence.layers[position].name
+            feature, name = int(by_feature.argmax()), evidence.layers[position].name
             yield (
-                f"what enters it ({name}) reaches {most:.3g} in feature {feature}, and 99 % of it lies within "
-                f"{usual:.3g}: the outlier leaves int8 steps of about {most / 127:.2g} to all",
+                f"what enters it ({name}) reaches {most:.3g} in feature {feature}, and half of the features stay "
+                f"within {usual:.3g}: the outlier leaves int8 steps of about {most / 127:.2g} to all",
                 "keep this product in float: `deploykit quantize` does where it has to (quantize.mend)",
             )
             return
@@ -359,6 +360,8 @@ def _ordinary(evidence: Evidence) -> Iterator[tuple[str, str]]:
     figures = evidence.figures
     if evidence.precision == "int8":
         keep = "keep the worst products in float: `deploykit quantize` finds the fewest that do"
+        if evidence.position in evidence.suspects and figures.own_sqnr_db < GROSS_DB:
+            yield f"it gives other values than rounding explains ({figures.own_sqnr_db:.0f} dB): a scale is wrong", keep
         if evidence.position in evidence.suspects:
             yield f"rounding to int8 costs {figures.name} more than its like ({figures.own_sqnr_db:.0f} dB)", keep
         yield "no module stands out: the rounding of all adds up, most of it here", keep

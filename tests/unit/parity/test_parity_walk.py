@@ -346,7 +346,12 @@ def scale_weights(graph: onnx.ModelProto) -> None:
 
 @pytest.mark.parametrize(
     ("plant", "words"),
-    [(saturate, "saturates"), (coarsen, "too coarse"), (shift_zero_point, "zero point"), (scale_weights, "times 1.")],
+    [
+        (saturate, "saturates"),
+        (coarsen, "too coarse"),
+        (shift_zero_point, "zero point"),
+        (scale_weights, "scale is wrong"),
+    ],
     ids=_fault_name,
 )
 def test_a_fault_in_int8_is_found_in_the_product_it_was_planted_in(
