@@ -11,12 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deploykit.parity.activations import Facts
-from deploykit.parity.localize import FLOORS_DB, Batch, Finding, LayerFigures, sqnr_db
+from deploykit.parity.localize import FLOORS_DB, GROSS_DB, Batch, Finding, LayerFigures, sqnr_db
 from deploykit.parity.places import bare_name
 
 _EXPLAINED_DB = 15.0
-"""How much less is left of an error for a relation to explain it."""
+"""How much less is left of an error for a relation to explain it..."""
+_FITS_DB = 20.0
+"""...and how well it has to fit at least."""
 _FP16_LARGEST = 65504.0
+_OUTLIER = 20.0
+"""From how many times the median feature's largest value another's counts as an outlier."""
 Rows = NDArray[np.floating]
 
 
@@ -113,6 +117,7 @@ def _causes(evidence: Evidence) -> Iterator[tuple[str, str]]:
     yield from _of_relation(evidence)
     yield from _of_activation(evidence)
     yield from _of_ranges(evidence)
+    yield from _of_outliers(evidence)
     yield from _of_many(evidence)
     yield from _ordinary(evidence)
 
@@ -219,7 +224,8 @@ def _of_padding(evidence: Evidence) -> Iterator[tuple[str, str]]:
 def _of_relation(evidence: Evidence) -> Iterator[tuple[str, str]]:
     """A simple relation between the two values: zeros, another order, a factor, a shift along the message."""
     wanted, own = evidence.rows()
-    figures, now = evidence.figures, evidence.figures.own_sqnr_db
+    figures = evidence.figures
+    fits_from = max(figures.own_sqnr_db + _EXPLAINED_DB, _FITS_DB)
     export_again = "export again from the checkpoint, and compare this module's weights"
     zero = ~own.any(axis=0) & (np.abs(wanted).max(axis=0) > 1e-6)
     if zero.all():
@@ -235,11 +241,11 @@ def _of_relation(evidence: Evidence) -> Iterator[tuple[str, str]]:
         if figures.name.endswith(("attention", "query", "key", "value")) and by_head[worst] > 0.99 * by_head.sum():
             yield f"head {worst} alone differs", export_again
     order = _order(wanted, own)
-    if order is not None and sqnr_db(wanted[:, order], own) > now + _EXPLAINED_DB:
+    if order is not None and sqnr_db(wanted[:, order], own) > fits_from:
         yield "the reference's values in another order", "compare id2label in both config.json, and the weights' order"
     power = float(np.square(wanted).sum())
     factor = float((wanted * own).sum()) / power if power else 1.0
-    if abs(factor - 1) > 1e-3 and sqnr_db(factor * wanted, own) > now + _EXPLAINED_DB:
+    if abs(factor - 1) > 1e-3 and sqnr_db(factor * wanted, own) > fits_from:
         yield f"the reference's values times {factor:.4g}", "look for a scale that is applied twice, or not at all"
     if figures.part == "embeddings":
         yield from _of_positions(evidence)
@@ -317,6 +323,25 @@ def _of_ranges(evidence: Evidence) -> Iterator[tuple[str, str]]:
             return
 
 
+def _of_outliers(evidence: Evidence) -> Iterator[tuple[str, str]]:
+    """A few values that take all steps of an int8 scale, in what this product is computed from."""
+    if evidence.precision != "int8" or evidence.position not in evidence.suspects:
+        return
+    for position in range(evidence.position - 1, max(evidence.position - 4, -1), -1):
+        point = evidence.points[position]
+        values = np.abs(np.concatenate([batch.rows(point, batch.reference) for batch in evidence.batches]))
+        by_feature = values.max(axis=0)
+        most, usual = float(by_feature.max()), float(np.median(by_feature))
+        if most > _OUTLIER * usual:
+            feature, name = int(by_feature.argmax()), evidence.layers[position].name
+            yield (
+                f"what enters it ({name}) reaches {most:.3g} in feature {feature}, and half of the features stay "
+                f"within {usual:.3g}: the outlier leaves int8 steps of about {most / 127:.2g} to all",
+                "keep this product in float: `deploykit quantize` does where it has to (quantize.mend)",
+            )
+            return
+
+
 def _of_many(evidence: Evidence) -> Iterator[tuple[str, str]]:
     """The same fault all over the model."""
     if evidence.precision == "int8":
@@ -335,6 +360,8 @@ def _ordinary(evidence: Evidence) -> Iterator[tuple[str, str]]:
     figures = evidence.figures
     if evidence.precision == "int8":
         keep = "keep the worst products in float: `deploykit quantize` finds the fewest that do"
+        if evidence.position in evidence.suspects and figures.own_sqnr_db < GROSS_DB:
+            yield f"it gives other values than rounding explains ({figures.own_sqnr_db:.0f} dB): a scale is wrong", keep
         if evidence.position in evidence.suspects:
             yield f"rounding to int8 costs {figures.name} more than its like ({figures.own_sqnr_db:.0f} dB)", keep
         yield "no module stands out: the rounding of all adds up, most of it here", keep

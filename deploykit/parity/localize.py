@@ -7,6 +7,8 @@ here is pure; `deploykit.parity.walk` runs the models.
 from __future__ import annotations
 
 __all__ = [
+    "FLOORS_DB",
+    "GROSS_DB",
     "Batch",
     "Finding",
     "LayerFigures",
@@ -35,7 +37,7 @@ For int8 it holds for what int8 graphs compute in float (normalizations); its pr
 """
 _WORSE_DB = 10.0
 """How far an int8 product has to be below the median of its kind to stand out."""
-_GROSS_DB = 8.0
+GROSS_DB = 8.0
 """An int8 product below this stands out by itself: its error is more than a third of its output."""
 _LIMIT_DB = 200.0
 
@@ -152,7 +154,7 @@ def suspects(layers: Sequence[LayerFigures], precision: str) -> list[int]:
         if each.part == "layer norm":
             stands_out = each.own_sqnr_db < floor
         else:
-            stands_out = each.own_sqnr_db < min(usual - _WORSE_DB, floor) or each.own_sqnr_db < _GROSS_DB
+            stands_out = each.own_sqnr_db < min(usual - _WORSE_DB, floor) or each.own_sqnr_db < GROSS_DB
         if stands_out:
             found.append(number)
     return found

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from deploykit import __version__
 from deploykit.artifacts.atomic import disk_errors, write_atomic
+from deploykit.report.bars import layer_bars
 from deploykit.report.table import DASH, figure_rows, in_percent, in_points
 
 if TYPE_CHECKING:
@@ -121,6 +122,7 @@ def _page(result: RunResult, parity: ParityReport) -> str:
         headline=_headline(result, parity),
         next_step=next_step(result, parity),
         rows=figure_rows(result),
+        layers=layer_bars(parity),
         bars=_bars(result),
         bar_height=_BAR,
         names_width=_NAMES,

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 __all__ = ["write_parity_page"]
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deploykit import __version__
 from deploykit.artifacts.atomic import disk_errors, write_atomic
+from deploykit.report.bars import layer_bars
 from deploykit.report.page import check_cells, template
 from deploykit.report.table import DASH, in_percent, in_points
 
@@ -18,21 +18,7 @@ if TYPE_CHECKING:
 
 _CLASSES = 20
 _TEXT = 400
-_BAR_DB = 160.0
-"""A bar is full where a module's own output agrees to float32 rounding."""
 _TITLES = {"pass": "Passed", "fail": "Failed", "inconclusive": "Inconclusive"}
-
-
-@dataclass(frozen=True)
-class _Layer:
-    """A module's agreement with the reference, as a bar: percent of the full width."""
-
-    name: str
-    own_db: str
-    through_db: str
-    own: float
-    through: float
-    found: bool
 
 
 def write_parity_page(parity: ParityReport, path: Path) -> Path:
@@ -55,7 +41,7 @@ def write_parity_page(parity: ParityReport, path: Path) -> Path:
         title=_TITLES[parity.verdict],
         sentence=_sentence(parity),
         checks=[check_cells(check, parity.metric) for check in parity.checks],
-        layers=_layers(parity),
+        layers=layer_bars(parity),
         classes=[change for change in parity.classes if change.flips][:_CLASSES],
         unchanged=sum(not change.flips for change in parity.classes),
         changed=[(sample, sample.text[:_TEXT], max(0, len(sample.text) - _TEXT)) for sample in parity.changed],
@@ -80,24 +66,3 @@ def _sentence(parity: ParityReport) -> str:
     if parity.verdict == "fail":
         return f"{share} failed: {', '.join(names)}."
     return f"{share} could not be decided on {parity.n:,} messages: {', '.join(names)}."
-
-
-def _layers(parity: ParityReport) -> list[_Layer]:
-    if parity.localized is None:
-        return []
-    found = {finding.module for finding in parity.localized.findings}
-    return [
-        _Layer(
-            name=layer.name,
-            own_db=f"{layer.own_sqnr_db:.0f}",
-            through_db=f"{layer.sqnr_db:.0f}",
-            own=_share(layer.own_sqnr_db),
-            through=_share(layer.sqnr_db),
-            found=layer.module in found,
-        )
-        for layer in parity.localized.layers
-    ]
-
-
-def _share(decibels: float) -> float:
-    return 100 * min(1.0, max(0.0, decibels / _BAR_DB))

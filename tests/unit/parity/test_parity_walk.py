@@ -346,7 +346,12 @@ def scale_weights(graph: onnx.ModelProto) -> None:
 
 @pytest.mark.parametrize(
     ("plant", "words"),
-    [(saturate, "saturates"), (coarsen, "too coarse"), (shift_zero_point, "zero point"), (scale_weights, "times 1.")],
+    [
+        (saturate, "saturates"),
+        (coarsen, "too coarse"),
+        (shift_zero_point, "zero point"),
+        (scale_weights, "scale is wrong"),
+    ],
     ids=_fault_name,
 )
 def test_a_fault_in_int8_is_found_in_the_product_it_was_planted_in(
@@ -366,3 +371,23 @@ def test_sound_int8_has_no_module_that_stands_out(model: Any, static: onnx.Model
     found = walked(model, static, feeds)
     assert "no module stands out" in found.findings[0].cause
     assert sum(layer.share or 0.0 for layer in found.layers) == pytest.approx(1.0)
+
+
+def test_an_outlier_that_takes_all_steps_is_said(checkpoint: Path, feeds: list[Any]) -> None:
+    from deploykit.compress.quantize import Variant, quantize
+    from deploykit.export.to_onnx import export_onnx
+
+    out = checkpoint.with_name("outlier")
+    shutil.copytree(checkpoint, out)
+    scaled = TASK.load_model(out)
+    with torch.no_grad():
+        layer = layers(scaled)[2]
+        layer.attention.self.value.weight[5] *= 3e4
+        layer.attention.self.value.bias[5] *= 3e4
+        layer.attention.output.dense.weight[:, 5] /= 3e4
+    scaled.save_pretrained(out)
+    export_onnx(out, out / "onnx", TASK)
+    quantize(out / "onnx", out / "int8", Variant("int8_static"), calibration=MESSAGES)
+    found = walked(scaled.eval(), onnx.load(out / "int8" / "model.onnx"), feeds)
+    assert found_in(found) == ("attention", 2)
+    assert "in feature 5" in found.findings[0].cause

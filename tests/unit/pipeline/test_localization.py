@@ -12,10 +12,9 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from click.testing import CliRunner
 from onnx import numpy_helper
 
-from deploykit.cli.main import cli
+from deploykit.cli.main import main
 from deploykit.errors import UsageError
 from deploykit.parity.report import ParityReport
 from deploykit.pipeline.alone import parity_alone
@@ -138,7 +137,12 @@ def fails(reference: Path, candidate: Path, data: Path, **more: Any) -> ParityRe
 
 
 def test_a_failure_is_kept_with_what_reproduces_it(
-    candidate: Path, exported: Callable[[str], Any], toy_data: Any, write_csv: Any, tmp_path: Path
+    candidate: Path,
+    exported: Callable[[str], Any],
+    toy_data: Any,
+    write_csv: Any,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     spoil_layer(candidate, 20.0)
     data, out = write_csv(tmp_path / "data.csv", toy_data.test), tmp_path / "deep" / "failed"
@@ -155,9 +159,8 @@ def test_a_failure_is_kept_with_what_reproduces_it(
         assert np.abs(arrays["reference_logits"] - arrays["candidate_logits"]).max() > 0.1
         assert len(arrays["reference_logits"]) == len(rows)
     command = next(line for line in (out / "README.md").read_text().splitlines() if line.startswith("deploykit"))
-    again = CliRunner().invoke(cli, command.split()[1:])
-    assert again.exit_code == 3, again.output
-    assert "where: layer 0 ffn activation" in again.output
+    assert main(command.split()[1:]) == 3
+    assert "where: layer 0 ffn activation" in capsys.readouterr().out
     with pytest.raises(UsageError, match="is there already"):
         fails(exported("bert").checkpoint, candidate, data, reproduce=out)
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from deploykit.pipeline.measuring import OutputCache
+
 BENCHMARKS = str(Path(__file__).parents[3] / "benchmarks")
 sys.path.insert(0, BENCHMARKS)
 try:
@@ -15,8 +17,6 @@ try:
     from parity_plants import CLEAN, FAULTS, Clean, Fault, Workbench
 finally:
     sys.path.remove(BENCHMARKS)
-
-from deploykit.pipeline.measuring import OutputCache
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from deploykit.errors import ArtifactError, ExitCode
-from deploykit.parity.localize import Finding, LayerFigures, Localization
 from deploykit.parity.report import ParityReport, Predictions, build_report
 from deploykit.parity.verdict import Verdict
 from deploykit.report.page import next_step, write_report
@@ -403,20 +402,3 @@ def test_what_pruning_tried_is_on_the_page(tmp_path: Path) -> None:
     assert shown.row("layer 5")[-1] == "chosen"
     assert shown.row("layer 4")[4:] == [DASH, DASH, "too slow"]
     assert "Pruned candidates" not in page(run(report, goal()), report, tmp_path).words
-
-
-def test_the_page_says_where_it_fails_and_shows_the_difference_by_layer(tmp_path: Path) -> None:
-    figures: dict[str, Any] = {"part": "ffn", "layer": 2, "module": "m", "cosine": 0.9, "own_sqnr_db": 3.0}
-    located = Localization(
-        findings=(
-            Finding(name="layer 2 ffn output", cause=f"It saturates {HOSTILE}.", next_step="Calibrate.", **figures),
-        ),
-        precision="int8",
-        layers=(LayerFigures(name="layer 2 ffn output", input_sqnr_db=40.0, sqnr_db=2.0, share=0.87, **figures),),
-        samples=(1, 2),
-    )
-    compared = parity(checks=(FAILED,)).model_copy(update={"localized": located})
-    page = Page(write_report(run(compared), compared, tmp_path / "page.html").read_text(encoding="utf-8"))
-    assert "Where it fails layer 2 ffn output m : It saturates <script>alert('x')</script>." in page.words
-    assert "script" not in [tag for tag, _ in page.tags]
-    assert ["layer 2 ffn output", "2", "3", "", "87 %"] in page.rows
