@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["main"]
+__all__ = ["Answer", "main", "timed_messages"]
 
 import json
 import os
@@ -45,7 +45,7 @@ def main(around: Callable[[Answer], Answer] | None = None) -> int:
                 elif "batch" in order:
                     _reply(replies, {"sent": _all_at_once(answer, order["messages"], order["batch"])})
                 else:
-                    _reply(replies, {"seconds": _time(answer, order["messages"])})
+                    _reply(replies, {"seconds": timed_messages(answer, order["messages"])})
     except DeploykitError as error:
         _reply(replies, {"error": error.message, "hint": error.hint})
         return int(error.exit_code)
@@ -62,7 +62,8 @@ def _answerer(runner: Runner, target: Target) -> Answer:
     return lambda messages: task.answers(runner.infer(messages), names)
 
 
-def _time(answer: Answer, messages: Sequence[str]) -> list[float]:
+def timed_messages(answer: Answer, messages: Sequence[str]) -> list[float]:
+    """The seconds of each message, from its text to its answer."""
     seconds = []
     for message in messages:
         start = time.perf_counter()

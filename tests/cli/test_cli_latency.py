@@ -54,6 +54,7 @@ def test_the_exit_status_is_the_verdict(
     assert done.code == code
     assert f"verdict: {outcome}" in done.out
     assert "25% of the CPU time stolen" in done.out
+    assert "noise floor: a slow-down of less than" in done.out
     found = deploykit("compare", outcome, "new", "--data", "d.csv", "--json")
     assert (found.code, found.json["verdict"], found.json["exit_code"]) == (code, outcome, code)
     assert set(found.json["metrics"]) == set(METRICS)
