@@ -75,11 +75,12 @@ def timed_messages(answer: Answer, messages: Sequence[str]) -> list[float]:
 def _when_due(answer: Answer, messages: Sequence[str], due: Sequence[float]) -> list[tuple[float, float, float]]:
     start, found = time.perf_counter(), []
     for message, when in zip(messages, due, strict=True):
+        sent = when  # what waits for the one before has been sent all the same: it stands in the queue
         if (wait := start + when - time.perf_counter()) > 0:
             time.sleep(wait)
-        # What waits for the one before has been sent all the same: it stands in the queue.
+            sent = max(when, time.perf_counter() - start)  # later where the system let this thread oversleep
         answer([message])
-        found.append((when, when, time.perf_counter() - start))
+        found.append((when, sent, time.perf_counter() - start))
     return found
 
 

@@ -28,7 +28,8 @@ def test_every_request_that_is_due_is_answered(target: Target) -> None:
     assert (result.rejected, result.errors) == (0, 0)
     assert result.due == len(result.latencies_ms) > 10
     assert result.latencies_ms.min() > 0
-    assert result.lags_ms.tolist() == [0] * result.due  # in process nothing has to be sent
+    assert result.lags_ms.min() >= 0
+    assert (result.service_ms <= result.latencies_ms + 1e-6).all()
 
 
 def test_offline_all_are_due_at_the_start(target: Target) -> None:
