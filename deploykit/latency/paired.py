@@ -24,6 +24,7 @@ _SLICES = 4
 """Of the budget; after each the rule is asked."""
 _BLOCK_S = 0.04
 """Long enough for caches to be warm, short enough for a burst of another's load to fall on both sides."""
+_LEAST = 8
 _WARMUP = 5
 _STARTING = 0.3
 """The share of the budget that may go into starting processes anew."""
@@ -137,7 +138,7 @@ class _Crew:
         for name in self._workers:
             self._time(name, warm)
             typical_s.append(float(np.quantile(self._time(name, warm), 0.25)) / 1e3)
-        self._size = int(np.clip(_BLOCK_S / max(typical_s), 4, 200))
+        self._size = int(np.clip(_BLOCK_S / max(typical_s), _LEAST, 200))
         self._names = names
 
     def round(self) -> dict[str, NDArray[np.float64]]:
@@ -150,5 +151,5 @@ class _Crew:
         return {name: np.concatenate([first[name], second[name]]) for name in self._names}
 
     def _time(self, name: str, messages: Sequence[Message]) -> NDArray[np.float64]:
-        order = {"messages": list(messages), "warmup": list(messages[:_WARMUP])}
+        order = {"messages": list(messages), "warmup": list(messages[: min(_WARMUP, len(messages) // 4)])}
         return np.array(self._workers[name].ask(order)["seconds"]) * 1e3

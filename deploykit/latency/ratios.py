@@ -75,7 +75,8 @@ def ratios(rounds: Sequence[Round]) -> dict[Metric, Ratio]:
     and p99 are ratios of the quantiles of all messages, throughput that of the time per message. Errors are standard
     deviations over resampled rounds (block bootstrap: Kuensch, *The jackknife and the bootstrap for general stationary
     observations*, Ann. Statist. 17 (1989), 1217-1241): messages within a round are not independent, rounds nearly.
-    Where pairs of processes differ among themselves by more than that explains, their spread is the error.
+    Where pairs of processes differ among themselves in p50 by more than that explains, their spread is its error; the
+    tail of so few messages as a pair has would say nothing.
 
     Raises:
         LatencyError: there are fewer than two rounds, or one has no messages, unequal sides, or times that are not
@@ -90,7 +91,7 @@ def ratios(rounds: Sequence[Round]) -> dict[Metric, Ratio]:
     found: dict[Metric, Ratio] = {}
     for metric, (old, new, logs) in everything.items():
         error = float(np.std(logs[1:], ddof=1))
-        if len(pairs) > 1:
+        if metric == "p50" and len(pairs) > 1:
             by_pair = [float(_logs(part, np.ones((1, len(part)), dtype=np.int64), metric)[2][0]) for part in once]
             error = max(error, float(np.std(by_pair, ddof=1)) / np.sqrt(len(pairs)))
         found[metric] = Ratio(metric, old, new, float(logs[0]), error, n, len(rounds), len(pairs))

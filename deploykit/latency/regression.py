@@ -67,6 +67,11 @@ class MetricVerdict:
     more: float | None
     note: str = ""
 
+    @property
+    def floor(self) -> float:
+        """The noise floor: the slow-down, as a fraction, that would just have been shown."""
+        return self.ratio.value / self.lower - 1
+
 
 @dataclass(frozen=True)
 class Regression:

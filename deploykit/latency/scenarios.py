@@ -43,10 +43,14 @@ def run_server(
     of its own sends them, as many at once as it comes to.
 
     Raises:
-        LatencyError: the target could not be run, or nothing is due.
+        LatencyError: the target could not be run, or there are no messages, or nothing is due.
     """
+    if not messages:
+        raise LatencyError("there is nothing to time", "give a data file with at least one row")
     due = poisson_arrivals(rate_per_s, seconds, seed)
-    texts = [str(messages[number % len(messages)]) for number in range(len(due))]
+    # Shuffled: files are often sorted by label, and a run may not come to their end.
+    order = np.random.default_rng(seed).permutation(len(messages))
+    texts = [str(messages[order[number % len(order)]]) for number in range(len(due))]
     if target.kind == "triton":
         return _through_triton(target, {"texts": texts, "due": due.tolist()}, "server", rate_per_s)
     with open_worker("the target", target) as worker:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["main"]
+__all__ = ["Answer", "main", "timed_messages"]
 
 import json
 import os
@@ -47,7 +47,7 @@ def main(around: Callable[[Answer], Answer] | None = None) -> int:
                 elif "batch" in order:
                     _reply(replies, {"sent": _all_at_once(answer, order["messages"], order["batch"])})
                 else:
-                    _reply(replies, {"seconds": _time(answer, order["messages"])})
+                    _reply(replies, {"seconds": timed_messages(answer, order["messages"])})
     except DeploykitError as error:
         _reply(replies, {"error": error.message, "hint": error.hint})
         return int(error.exit_code)
@@ -68,7 +68,8 @@ def _answerer(runner: Runner, target: Target) -> Answer:
     return lambda messages: task.answers(runner.infer(messages), names)
 
 
-def _time(answer: Answer, messages: Sequence[str]) -> list[float]:
+def timed_messages(answer: Answer, messages: Sequence[str]) -> list[float]:
+    """The seconds of each message, from its text to its answer."""
     seconds = []
     for message in messages:
         start = time.perf_counter()
@@ -80,11 +81,12 @@ def _time(answer: Answer, messages: Sequence[str]) -> list[float]:
 def _when_due(answer: Answer, messages: Sequence[str], due: Sequence[float]) -> list[tuple[float, float, float]]:
     start, found = time.perf_counter(), []
     for message, when in zip(messages, due, strict=True):
+        sent = when  # what waits for the one before has been sent all the same: it stands in the queue
         if (wait := start + when - time.perf_counter()) > 0:
             time.sleep(wait)
-        # What waits for the one before has been sent all the same: it stands in the queue.
+            sent = max(when, time.perf_counter() - start)  # later where the system let this thread oversleep
         answer([message])
-        found.append((when, when, time.perf_counter() - start))
+        found.append((when, sent, time.perf_counter() - start))
     return found
 
 

@@ -32,6 +32,7 @@ def regression_json(old: str, new: str, found: Comparison) -> dict[str, Any]:
                 "lower": each.lower,
                 "upper": each.upper,
                 "required": each.required,
+                "noise_floor": each.floor,
                 "note": each.note,
             }
             for each in verdict.metrics
@@ -62,6 +63,8 @@ def regression_lines(found: Comparison) -> list[str]:
         lines.append(f"nothing is claimed for {', '.join(open_ones)}: too few messages, or too much noise, to tell")
     if verdict.outcome == "inconclusive":
         lines.append(_remedy(found))
+    floors = [f"{each.floor:.1%} in {each.ratio.metric}" for each in verdict.metrics if each.required]
+    lines.append(f"noise floor: a slow-down of less than {', '.join(floors)} would not have been shown")
     lines.append(
         f"{verdict.metrics[0].ratio.n:,} messages a side in {verdict.metrics[0].ratio.rounds} rounds,"
         f" {measured.seconds:.0f} s, {measured.stolen:.0%} of the CPU time stolen by others meanwhile"

@@ -23,11 +23,14 @@ def tree(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
 
+_DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+
+
 def names_bound(module: ast.Module) -> Iterator[str]:
     """The names that a module's top level binds."""
     for statement in module.body:
-        for node in ast.walk(statement) if not isinstance(statement, ast.FunctionDef | ast.ClassDef) else [statement]:
-            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+        for node in ast.walk(statement) if not isinstance(statement, _DEFINITIONS) else [statement]:
+            if isinstance(node, _DEFINITIONS):
                 yield node.name
             elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
                 yield node.id

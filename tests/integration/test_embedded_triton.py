@@ -25,6 +25,8 @@ from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from deploykit.errors import RequestError, ServerError
+from deploykit.latency.load import judge_load
+from deploykit.latency.scenarios import run_offline, run_server
 from deploykit.runners.base import Target
 from deploykit.runners.triton_client import Rejected, TritonClient
 from deploykit.runners.triton_runner import TritonRunner
@@ -303,6 +305,32 @@ def test_row_57_a_full_queue_is_a_rejection(url: str) -> None:
     for thread in threads:
         thread.join()
     assert set(found) == {"late", "rejected"}
+
+
+def test_load_through_the_server_is_timed_and_split(url: str) -> None:
+    """Server and Offline, over both protocols: every request answered, time in the server by model and part."""
+    target = Target("triton", f"{url}/intents")
+    for result in (
+        run_server(target, ["where is my card", "hello"], rate_per_s=20, seconds=2),
+        run_offline(target, ["where is my card", "hello"] * 20, clients=8),
+    ):
+        assert (result.rejected, result.errors) == (0, 0), result.first_error
+        assert len(result.latencies_ms) == result.due > 10
+        assert (result.service_ms <= result.latencies_ms + 1e-6).all()
+        assert {"intents.queue", "intents.compute_infer", "intents_onnx.queue"} <= set(result.breakdown_ms)
+        assert not any("cache" in flag for flag in result.flags)
+
+
+def test_row_57_a_full_queue_is_counted_apart_under_load(url: str) -> None:
+    result = run_server(Target("triton", f"{url}/slow"), ["x"], rate_per_s=60, seconds=2)
+    assert result.rejected > 0
+    assert result.errors == 0, result.first_error
+    assert judge_load(result).outcome in ("fail", "invalid")
+
+
+def test_load_on_a_model_that_is_not_there_is_an_error(url: str) -> None:
+    result = run_offline(Target("triton", f"{url}/absent"), ["x"] * 5)
+    assert (len(result.latencies_ms), result.errors) == (0, 5)
 
 
 def test_metrics_are_served(server: EmbeddedServer) -> None:

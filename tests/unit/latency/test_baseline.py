@@ -6,42 +6,26 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from deploykit.errors import LatencyError
-from deploykit.latency.baseline import Baseline, baseline_of, check_baseline, read_baseline
+from deploykit.latency.baseline import Baseline, check_baseline, read_baseline
 
 MACHINE = {"cpu": "a", "versions": {"onnxruntime": "1.2"}}
 SETTINGS: dict[str, Any] = {"threads": 1, "runner": "onnxruntime"}
 
 
-def baseline() -> Baseline:
-    random = np.random.default_rng(0)
-    return baseline_of(
-        "m",
-        [random.gamma(9, 0.1, 50) for _ in range(12)],
-        version="v1",
-        created="2026-01-01T00:00:00+00:00",
-        settings=SETTINGS,
-        model="abc",
-        data="def",
-        machine=MACHINE,
-        stolen=0.1,
-    )
-
-
-def test_it_comes_back_from_its_file(tmp_path: Path) -> None:
+def test_it_comes_back_from_its_file(baseline: Baseline, tmp_path: Path) -> None:
     path = tmp_path / "baseline.json"
-    path.write_text(baseline().model_dump_json())
-    assert read_baseline(path) == baseline()
-    figure = baseline().metrics["p50"]
+    path.write_text(baseline.model_dump_json())
+    assert read_baseline(path) == baseline
+    figure = baseline.metrics["p50"]
     assert figure.low < figure.value < figure.high
     assert figure.n == 600
 
 
-def test_where_nothing_differs_it_holds() -> None:
-    check_baseline(baseline(), settings=SETTINGS, data="def", machine=MACHINE)
+def test_where_nothing_differs_it_holds(baseline: Baseline) -> None:
+    check_baseline(baseline, settings=SETTINGS, data="def", machine=MACHINE)
 
 
 @pytest.mark.parametrize(
@@ -55,17 +39,17 @@ def test_where_nothing_differs_it_holds() -> None:
     ],
 )
 def test_row_62_a_baseline_from_elsewhere_is_refused(
-    settings: dict[str, Any], data: str, machine: dict[str, Any], named: str
+    baseline: Baseline, settings: dict[str, Any], data: str, machine: dict[str, Any], named: str
 ) -> None:
     with pytest.raises(LatencyError, match=named) as caught:
-        check_baseline(baseline(), settings=settings, data=data, machine=machine)
+        check_baseline(baseline, settings=settings, data=data, machine=machine)
     assert "--rebase" in (caught.value.hint or "")
 
 
 @pytest.mark.parametrize("change", [{"schema_version": 2}, {"metrics": {}}, {"surprise": 1}, {"stolen": 2}])
-def test_a_file_that_is_none_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
+def test_a_file_that_is_none_is_refused(baseline: Baseline, tmp_path: Path, change: dict[str, Any]) -> None:
     path = tmp_path / "baseline.json"
-    path.write_text(json.dumps(baseline().model_dump(mode="json") | change))
+    path.write_text(json.dumps(baseline.model_dump(mode="json") | change))
     with pytest.raises(LatencyError, match="no baseline of this version"):
         read_baseline(path)
 

@@ -12,11 +12,11 @@ import pytest
 
 from deploykit.errors import LatencyError
 from deploykit.latency import paired as module
+from deploykit.latency.baseline import Baseline
 from deploykit.latency.comparison import compare_live, compare_with_baseline
 from deploykit.latency.paired import measure_rounds
 from deploykit.latency.regression import Rule
 from deploykit.runners import Target
-from tests.unit.latency.test_baseline import baseline
 
 OLD, NEW = Target("onnxruntime", "old"), Target("onnxruntime", "new")
 MESSAGES = [f"message {number}" for number in range(300)]
@@ -88,15 +88,16 @@ def test_a_clear_case_ends_early(monkeypatch: pytest.MonkeyPatch, factor: float,
     assert found.needed_s is None
 
 
-def test_a_drifting_baseline_is_inconclusive_where_a_quiet_one_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_drifting_baseline_is_inconclusive_where_a_quiet_one_is_not(
+    monkeypatch: pytest.MonkeyPatch, baseline: Baseline
+) -> None:
     FakeWorkers(monkeypatch, {"new": 1})
-    quiet = baseline()
     values = {"p50": 10.0, "p95": 10.86, "p99": 11.24, "throughput": 99.9}  # of the fake's lognormal times
     figures = {
         name: figure.model_copy(update={"value": values[name], "error": 0.001, "drift": 0.001})
-        for name, figure in quiet.metrics.items()
+        for name, figure in baseline.metrics.items()
     }
-    quiet = quiet.model_copy(update={"metrics": figures})
+    quiet = baseline.model_copy(update={"metrics": figures})
     drifting = quiet.model_copy(
         update={"metrics": {name: figure.model_copy(update={"drift": 0.2}) for name, figure in figures.items()}}
     )
