@@ -207,7 +207,7 @@ def torchscript_export(bench: Workbench, folder: Path) -> Target:
     """The mask bug of the TorchScript exporter: right on one message, wrong on padded ones."""
     import torch
 
-    model: Any = TASK.load_model(bench.checkpoint, dtype=torch.float32, attn_implementation="eager").eval()
+    model: Any = TASK.load_model(bench.checkpoint, dtype=torch.float32, attn_implementation="sdpa").eval()
 
     class Logits(torch.nn.Module):
         def __init__(self) -> None:

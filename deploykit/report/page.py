@@ -115,7 +115,7 @@ def next_step(result: RunResult, parity: ParityReport) -> str:
 
 def _page(result: RunResult, parity: ParityReport) -> str:
     margin = _margin(parity)
-    return template("page.html.j2").render(
+    page: str = template("page.html.j2").render(
         result=result,
         parity=parity,
         headline=_headline(result, parity),
@@ -138,6 +138,7 @@ def _page(result: RunResult, parity: ParityReport) -> str:
         dash=DASH,
         deploykit_version=__version__,
     )
+    return page
 
 
 def template(name: str) -> Any:

@@ -16,7 +16,7 @@ from deploykit.parity.intervals import (
     paired_drop_lower,
     paired_drop_upper,
 )
-from deploykit.parity.noninferiority import discordant_counts, items_needed, judge_drop
+from deploykit.parity.noninferiority import discordant_counts, items_needed, judge_drop, pass_probability
 
 Pair = tuple[NDArray[np.bool_], NDArray[np.bool_]]
 
@@ -116,6 +116,23 @@ def test_few_discordant_pairs_at_the_margin_pass_no_oftener_than_many(n: int, ma
         if judge_drop(*pairs(b, c, n), margin=margin).outcome == "pass"
     )
     assert worst <= 0.05
+
+
+@pytest.mark.parametrize(("lost", "won", "n", "margin"), [(0.01, 0.01, 500, 0.02), (0.03, 0.0, 80, 0.1)])
+def test_the_power_is_how_often_it_passes(lost: float, won: float, n: int, margin: float) -> None:
+    exact = sum(
+        multinomial.pmf([b, c, n - b - c], n, [lost, won, 1 - lost - won])
+        for b in range(60)
+        for c in range(60)
+        if b + c <= n and drop_is_below(margin, b, c, n)
+    )
+    assert pass_probability(lost, won, n, margin) == pytest.approx(exact, abs=1e-6)
+
+
+def test_more_items_have_more_power() -> None:
+    powers = [pass_probability(0.01, 0.01, n, 0.01) for n in (300, 1000, 3000)]
+    assert powers == sorted(powers)
+    assert powers[-1] > 0.9
 
 
 def test_bounds_that_disagree_are_inconclusive() -> None:
