@@ -435,11 +435,19 @@ def last_layer_dropped(bench: Workbench, folder: Path) -> Target:
 
 
 def dropout_on(bench: Workbench, folder: Path) -> Target:
+    """Written out: onnxruntime takes the operator Dropout for idle, whatever its training mode says."""
     graph = _fused(bench)
     pooled = graph.of("Tanh")[-1].output[0]
-    ratio, training = graph.add("ratio", np.array(0.1, np.float32)), graph.add("training", np.array(True))
-    node = helper.make_node("Dropout", [pooled, ratio, training], ["dropped"], name="dropout")
-    graph.behind(pooled, node, result="dropped")
+    ratio, kept = graph.add("ratio", np.array(0.1, np.float32)), graph.add("kept", np.array(1 / 0.9, np.float32))
+    graph.behind(
+        pooled,
+        helper.make_node("RandomUniformLike", [pooled], ["drawn"], name="dropout_1", dtype=1),
+        helper.make_node("Greater", ["drawn", ratio], ["stays"], name="dropout_2"),
+        helper.make_node("Cast", ["stays"], ["stays_float"], name="dropout_3", to=1),
+        helper.make_node("Mul", [pooled, "stays_float"], ["dropped_part"], name="dropout_4"),
+        helper.make_node("Mul", ["dropped_part", kept], ["dropped"], name="dropout_5"),
+        result="dropped",
+    )
     return graph.written(folder)
 
 
