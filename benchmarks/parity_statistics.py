@@ -42,7 +42,7 @@ def passed(n: int, lost: float, won: float, margin: float, draws: int, generator
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--draws", type=int, default=50_000, help="simulated pairs for each setting")
+    parser.add_argument("--draws", type=int, default=20_000, help="simulated pairs for each setting")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--save", action="store_true")

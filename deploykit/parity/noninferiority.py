@@ -60,7 +60,7 @@ def judge_drop(
         f"one-sided {100 * confidence:g} % bounds of the drop: {_points(lower)} and {_points(upper)}",
     ]
     next_step = _next_step(outcome, drop, margin, n, items_needed(b, c, n, margin, confidence))
-    if b + c >= _ENOUGH_FOR_BOOTSTRAP:
+    if outcome != "inconclusive" and b + c >= _ENOUGH_FOR_BOOTSTRAP:
         low, high = paired_drop_bootstrap(b, c, n, confidence)
         second = _outcome(low, high, margin)
         details.append(f"by the paired bootstrap: {_points(low)} and {_points(high)}")

@@ -40,7 +40,7 @@ def test_no_change_on_3080_items_passes_a_point() -> None:
 def test_no_change_on_ten_items_is_inconclusive_and_says_how_many_would_do() -> None:
     verdict = judge_drop(*pairs(0, 0, 10), margin=0.01)
     assert verdict.outcome == "inconclusive"
-    assert "about 320 items" in verdict.next_step  # 270 by the score bound alone: 0.99 ** 270 is 6.6 %
+    assert "about 340 items" in verdict.next_step  # 270 by the score bound alone: 0.99 ** 270 is 6.6 %
     assert "about" not in verdict.check
 
 
@@ -115,7 +115,7 @@ def test_few_discordant_pairs_at_the_margin_pass_no_oftener_than_many(n: int, ma
         for c in range(min(n - b, 0 if won == 0 else n) + 1)
         if judge_drop(*pairs(b, c, n), margin=margin).outcome == "pass"
     )
-    assert worst <= 0.05
+    assert worst <= 0.045
 
 
 @pytest.mark.parametrize(("lost", "won", "n", "margin"), [(0.01, 0.01, 500, 0.02), (0.03, 0.0, 80, 0.1)])
