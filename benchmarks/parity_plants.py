@@ -583,6 +583,16 @@ def _entering(graph: Graph, layer: int, place: int) -> str:
     return quantized.removesuffix("_quantized")
 
 
+def layer_saturating(bench: Workbench, folder: Path) -> Target:
+    """All four activations that a layer quantizes have a fiftieth of their range: one alone changes few answers."""
+    graph = Graph(bench.static / "model.onnx")
+    last = _layers(graph) - 1
+    names = [graph.of("QAttention")[-1].input[3], *(f"{_entering(graph, last, place)}_scale" for place in range(3))]
+    for name in names:
+        graph.set(name, graph.value(name) * np.float32(0.02))
+    return graph.written(folder)
+
+
 def wrong_zero_point(bench: Workbench, folder: Path) -> Target:
     """A product subtracts another zero point than its activations were quantized with."""
     graph = Graph(bench.static / "model.onnx")
@@ -684,8 +694,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault("a batch-dependent answer", batch_dependent, ("answers alone and among others",), ("batching", None)),
     Fault("the rows of a batch in another order", rows_turned, ("answers alone and among others",),
           ("batching", None)),
-    Fault("int8: one layer saturating", scale_changed(lambda g: f"{_entering(g, 1, 1)}_scale", 0.02), TASK_CHECKS,
-          ("ffn", 1), "int8"),
+    Fault("int8: one layer saturating", layer_saturating, TASK_CHECKS, ("attention", -1), "int8"),
     Fault("int8: wrong calibration set", wrong_calibration, TASK_CHECKS, None, "int8"),
     Fault("int8: wrong zero point", wrong_zero_point, TASK_CHECKS, ("ffn", 1), "int8"),
     Fault("int8: scales of another product", scale_of_another, TASK_CHECKS, ("attention", 1), "int8"),

@@ -50,7 +50,8 @@ def test_a_pass_says_what_was_proved_on_what_and_with_which_bound(tmp_path: Path
     page = written(report, tmp_path)
     assert report.verdict == "pass"
     assert all(line in page for line in report.proved)
-    assert "accuracy fell by less than 0.48 points (seen: 0.17), on 1,200 messages" in page
+    bound = f"{100 * (report.drop_upper or 0):.2f}"
+    assert f"accuracy fell by less than {bound} points (seen: 0.17), on 1,200 messages" in page
     assert "the way through a server" in page
     assert "scales are taken over the batch" in page
     assert "Where they part" not in page
