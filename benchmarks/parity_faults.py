@@ -169,6 +169,11 @@ def shown(outcome: Outcome) -> str:
     return f"{mark} {outcome.name}: {outcome.verdict} by {by}{placed} ({outcome.seconds:.0f} s)"
 
 
+def chosen(name: str, only: Sequence[str] | None) -> bool:
+    """Whether a case is asked for."""
+    return not only or any(part in name for part in only)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, required=True, help="a fine-tuned checkpoint folder of the BERT kind")
@@ -177,7 +182,7 @@ def main() -> None:
     parser.add_argument("--text", default="text")
     parser.add_argument("--label", default="label")
     parser.add_argument("--messages", type=int, default=400)
-    parser.add_argument("--only", help="cases whose name holds this")
+    parser.add_argument("--only", action="append", help="cases whose name holds this; may be repeated")
     parser.add_argument("--work", type=Path, help="keeps the exported forms there for the next time")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--save", action="store_true")
@@ -198,7 +203,7 @@ def main() -> None:
             layers = int(json.loads((arguments.model / "config.json").read_text())["num_hidden_layers"])
         faults, cleans = [], []
         for fault in FAULTS:
-            if not arguments.only or arguments.only in fault.name:
+            if chosen(fault.name, arguments.only):
                 with scratch_folder(work) as scratch:
                     faults.append(try_fault(fault, bench, labels, scratch, cache, layers))
                 print(shown(faults[-1]), file=sys.stderr, flush=True)
@@ -206,7 +211,7 @@ def main() -> None:
             faults.append(try_mixed_up(labels, texts, every=10))
             print(shown(faults[-1]), file=sys.stderr, flush=True)
         for clean in CLEAN:
-            if not arguments.only or arguments.only in clean.name:
+            if chosen(clean.name, arguments.only):
                 with scratch_folder(work) as scratch:
                     cleans.append(try_clean(clean, bench, labels, scratch, cache))
                 print(shown(cleans[-1]), file=sys.stderr, flush=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ["command"]
 
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -17,18 +18,21 @@ from deploykit.cli.options import as_json, column_options, fraction
 @click.option(
     "--data", required=True, help="The messages to compare on: a file, hub:DATASET:SPLIT or sample:support/test."
 )
+@click.option("--no-labels", is_flag=True, help="The data has no labels: compare behaviour without the metric.")
 @click.option(
-    "--no-labels", is_flag=True, help="The data has no labels, or others: compare behaviour without the metric."
-)
+    "--question", type=click.Choice(["auto", "fidelity", "equivalence"]), default="auto", show_default=True,
+    help="fidelity: the same weights in another form, whose numbers must agree; equivalence: another model, as good at "
+    "the task; auto: by the shapes in both config.json.",
+)  # fmt: skip
 @click.option(
     "--max-drop", type=fraction, default=0.01, show_default=True, help="The drop of the metric that is too much."
 )
 @click.option(
-    "--max-flips", type=fraction, help="The rate of changed answers that is too much; with --no-labels max-drop."
+    "--max-flips", type=fraction, help="The rate of changed answers that is too much; without labels max-drop."
 )
 @click.option(
     "--tolerance", type=click.FloatRange(0, min_open=True),
-    help="The difference of logits that is too much, for the same weights.",
+    help="The difference of logits that is too much; by default what the precision of the models explains.",
 )  # fmt: skip
 @click.option(
     "--confidence", type=click.FloatRange(0.5, 1, min_open=True, max_open=True), default=0.95, show_default=True,
@@ -41,6 +45,10 @@ from deploykit.cli.options import as_json, column_options, fraction
     help="Where it fails, write this folder: the messages that show it, both outputs, the command.",
 )  # fmt: skip
 @click.option("--report", type=click.Path(path_type=Path), help="Write the whole report (JSON) to this file.")
+@click.option("--page", type=click.Path(path_type=Path), help="Write the report as a page (HTML) to this file.")
+@click.option(
+    "--cache/--no-cache", default=True, show_default=True, help="Keep PyTorch's outputs for the next time, by digest."
+)
 @column_options
 @as_json
 def command(
@@ -48,6 +56,7 @@ def command(
     candidate: str,
     data: str,
     no_labels: bool,
+    question: Literal["auto", "fidelity", "equivalence"],
     max_drop: float,
     max_flips: float | None,
     tolerance: float | None,
@@ -56,20 +65,24 @@ def command(
     task: str,
     reproduce: Path | None,
     report: Path | None,
+    page: Path | None,
+    cache: bool,
     text: str,
     label: str | tuple[str, ...],
     as_json: bool,
 ) -> int:
     """Prove or refute that CANDIDATE answers like REFERENCE.
 
-    Each is a checkpoint folder, an ONNX folder or file, or grpc://HOST:PORT/MODEL (http:// too). Exit status: 0 pass,
-    3 failed, 5 inconclusive.
+    Each is a checkpoint folder, an ONNX folder or file, a model's folder in a Triton repository, or
+    grpc://HOST:PORT/MODEL (http:// too). Exit status: 0 pass, 3 failed, 5 inconclusive.
     """
     from deploykit.artifacts.atomic import write_atomic
     from deploykit.cli.json_output import print_json
-    from deploykit.cli.render import Screen, location_lines, stdout, verdict_table
+    from deploykit.cli.render import Screen, print_parity
     from deploykit.errors import ExitCode
     from deploykit.pipeline.alone import parity_alone
+    from deploykit.report.parity_page import write_parity_page
+    from deploykit.triton.installation import default_cache
 
     with Screen() as screen:
         found = parity_alone(
@@ -84,22 +97,17 @@ def command(
             tokenizer=tokenizer,
             task=task,
             reproduce=reproduce,
+            question=question,
+            cache=default_cache() / "outputs" if cache else None,
             listener=screen,
         )
     if report is not None:
         write_atomic(report, found.model_dump_json(indent=1).encode())
+    if page is not None:
+        write_parity_page(found, page)
     exit_code = {"pass": ExitCode.PASS, "fail": ExitCode.PARITY_FAILED, "inconclusive": ExitCode.INCONCLUSIVE}
     if as_json:
         print_json(found.model_dump(mode="json"))
-        return int(exit_code[found.verdict])
-    stdout().print(verdict_table(found.checks))
-    for check in found.checks:
-        if check.outcome != "pass":
-            for line in (*check.details, check.next_step):
-                click.echo(f"  {check.check}: {line}")
-    for line in location_lines(found.localized):
-        click.echo(f"  {line}")
-    for sample in found.changed[:5]:
-        click.echo(f"  changed: {sample.text!r}: {sample.reference} -> {sample.candidate}")
-    click.secho(f"verdict: {found.statement} ({found.n:,} messages)", bold=True)
+    else:
+        print_parity(found)
     return int(exit_code[found.verdict])

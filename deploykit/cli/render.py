@@ -6,6 +6,7 @@ __all__ = [
     "Screen",
     "location_lines",
     "mending_lines",
+    "print_parity",
     "regression_table",
     "result_table",
     "stdout",
@@ -31,12 +32,15 @@ if TYPE_CHECKING:
     from deploykit.latency.measure import Samples
     from deploykit.latency.regression import Regression
     from deploykit.parity.localize import Localization
+    from deploykit.parity.report import ParityReport
     from deploykit.parity.verdict import Verdict
     from deploykit.report.result import RunResult
 
 _PLAIN_EVERY_S = 30.0
 """Seconds between two lines of progress where stderr is no terminal."""
 
+_CHANGED = 5
+"""Changed answers that are shown."""
 _PIPE_WIDTH = 140
 _LEAST_WIDTH = 78
 _COLOURS = {"pass": "green", "fail": "red", "inconclusive": "yellow"}
@@ -135,6 +139,29 @@ def verdict_table(verdicts: Iterable[Verdict]) -> Table:
             f"{verdict.n:,}",
         )
     return table
+
+
+def print_parity(report: ParityReport) -> None:
+    """The outcome of a comparison: the verdict, what was proved, the checks, where they part, which answers changed."""
+    console = stdout()
+    console.print(
+        Text(f"verdict: {report.statement} ({report.n:,} messages)", style=f"bold {_COLOURS[report.verdict]}")
+    )
+    for line in report.proved:
+        console.print(f"  {line}", style="" if report.verdict == "pass" else "dim")
+    console.print(verdict_table(report.checks))
+    for check in report.checks:
+        if check.outcome != "pass":
+            for line in (*check.details, check.next_step):
+                console.print(f"  {check.check}: {line}")
+    if report.suspect is not None:
+        console.print(f"  at fault: {report.suspect}", style="bold")
+    for line in location_lines(report.localized):
+        console.print(f"  {line}")
+    for sample in report.changed[:_CHANGED]:
+        console.print(f"  changed: {sample.text!r}: {sample.reference} -> {sample.candidate}")
+    if report.flips > _CHANGED:
+        console.print(f"  and {report.flips - _CHANGED:,} more; --page FILE.html shows up to 50, worst first")
 
 
 def timing_table(timed: Mapping[str, Samples]) -> Table:

@@ -127,7 +127,6 @@ def judge_calibration(found: Calibration, limit: float, n: int) -> Verdict:
                 else ()
             ),
         ),
-        part="output",
     )
 
 

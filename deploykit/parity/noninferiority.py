@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-__all__ = ["discordant_counts", "items_needed", "judge_drop", "judge_score_drop", "score_drop_bounds", "score_interval"]
+__all__ = [
+    "discordant_counts",
+    "items_needed",
+    "judge_drop",
+    "judge_score_drop",
+    "pass_probability",
+    "score_drop_bounds",
+    "score_interval",
+]
 
 import math
 
@@ -22,6 +30,7 @@ from deploykit.parity.intervals import (
 from deploykit.parity.verdict import Outcome, Verdict, about, paired_count
 from deploykit.tasks import Scores
 
+_NEGLIGIBLE = 1e-10
 _SEARCH_LIMIT = 1_000_000_000
 _ENOUGH_FOR_BOOTSTRAP = 20
 """Discordant pairs from which on the bootstrap has a say; below it collapses."""
@@ -68,7 +77,7 @@ def judge_drop(
         f"one-sided {100 * confidence:g} % bounds of the drop: {_points(lower)} and {_points(upper)}",
     ]
     next_step = _next_step(outcome, drop, margin, n, items_needed(b, c, n, margin, confidence))
-    if b + c >= _ENOUGH_FOR_BOOTSTRAP:
+    if outcome != "inconclusive" and b + c >= _ENOUGH_FOR_BOOTSTRAP:
         low, high = paired_drop_bootstrap(b, c, n, confidence)
         second = _outcome(low, high, margin)
         details.append(f"by the paired bootstrap: {_points(low)} and {_points(high)}")
@@ -147,6 +156,42 @@ def score_interval(scores: Scores, confidence: float = 0.95) -> tuple[float, flo
     if scores.is_share:
         return clopper_pearson(int(scores.correct.sum()), len(scores.correct), confidence)
     return ratio_interval(np.stack([scores.earned, scores.possible], axis=1), confidence=confidence)
+
+
+def pass_probability(lost: float, won: float, n: int, margin: float, confidence: float = 0.95) -> float:
+    """The power: how often n items pass where the true rates are these, summed over all outcomes.
+
+    The second opinion of the bootstrap, which takes a pass away now and then, is not in it.
+
+    Args:
+        lost: the true rate of right to wrong.
+        won: the true rate of wrong to right.
+        n: items.
+        margin: the drop that is too much.
+        confidence: of the bound.
+
+    Raises:
+        ParityError: rates that are none, or a confidence out of range.
+    """
+    from scipy.stats import binom
+
+    if not (lost >= 0 and won >= 0 and lost + won <= 1 and n > 0):
+        raise ParityError(f"rates {lost} and {won} over {n} items are none")
+    total = 0.0
+    for c in range(int(binom.isf(_NEGLIGIBLE, n, won)) + 2):
+        weight = float(binom.pmf(c, n, won))
+        if weight < _NEGLIGIBLE:
+            continue
+        most, too_many = -1, min(n - c, math.ceil(n * margin) + c + 1)
+        while too_many - most > 1:  # a larger b never passes where a smaller one does not
+            middle = (most + too_many) // 2
+            if drop_is_below(margin, middle, c, n, confidence):
+                most = middle
+            else:
+                too_many = middle
+        if most >= 0:
+            total += weight * float(binom.cdf(most, n - c, lost / (1 - won) if won < 1 else 0.0))
+    return total
 
 
 def _outcome(lower: float, upper: float, margin: float) -> Outcome:

@@ -21,6 +21,7 @@ from deploykit.parity.noninferiority import (
     items_needed,
     judge_drop,
     judge_score_drop,
+    pass_probability,
     score_drop_bounds,
     score_interval,
 )
@@ -48,7 +49,7 @@ def test_no_change_on_3080_items_passes_a_point() -> None:
 def test_no_change_on_ten_items_is_inconclusive_and_says_how_many_would_do() -> None:
     verdict = judge_drop(*pairs(0, 0, 10), margin=0.01)
     assert verdict.outcome == "inconclusive"
-    assert "about 320 items" in verdict.next_step  # 270 by the score bound alone: 0.99 ** 270 is 6.6 %
+    assert "about 340 items" in verdict.next_step  # 270 by the score bound alone: 0.99 ** 270 is 6.6 %
     assert "about" not in verdict.check
 
 
@@ -123,7 +124,24 @@ def test_few_discordant_pairs_at_the_margin_pass_no_oftener_than_many(n: int, ma
         for c in range(min(n - b, 0 if won == 0 else n) + 1)
         if judge_drop(*pairs(b, c, n), margin=margin).outcome == "pass"
     )
-    assert worst <= 0.05
+    assert worst <= 0.045
+
+
+@pytest.mark.parametrize(("lost", "won", "n", "margin"), [(0.01, 0.01, 500, 0.02), (0.03, 0.0, 80, 0.1)])
+def test_the_power_is_how_often_it_passes(lost: float, won: float, n: int, margin: float) -> None:
+    exact = sum(
+        multinomial.pmf([b, c, n - b - c], n, [lost, won, 1 - lost - won])
+        for b in range(60)
+        for c in range(60)
+        if b + c <= n and drop_is_below(margin, b, c, n)
+    )
+    assert pass_probability(lost, won, n, margin) == pytest.approx(exact, abs=1e-6)
+
+
+def test_more_items_have_more_power() -> None:
+    powers = [pass_probability(0.01, 0.01, n, 0.01) for n in (300, 1000, 3000)]
+    assert powers == sorted(powers)
+    assert powers[-1] > 0.9
 
 
 def test_bounds_that_disagree_are_inconclusive() -> None:
