@@ -30,6 +30,7 @@ from deploykit.latency.scenarios import run_offline, run_server
 from deploykit.runners.base import Target
 from deploykit.runners.triton_client import Rejected, TritonClient
 from deploykit.runners.triton_runner import TritonRunner
+from deploykit.tasks import find_task
 from deploykit.triton import embedded, entries
 from deploykit.triton.config import DynamicBatching, Tensor, tensor_model_config, text_model_config, write_config
 from deploykit.triton.embedded import EmbeddedServer, ensure_installed, unsupported_reason
@@ -120,7 +121,8 @@ def write_package(repository: Path) -> None:
         ),
     )
     folder = repository / "intents" / "1"
-    shutil.copyfile(Path(entries.__file__).with_name("text_classification.py"), folder / "model.py")
+    for source, copied in (("text_classification.py", "model.py"), ("text_model.py", "text_model.py")):
+        shutil.copyfile(Path(entries.__file__).with_name(source), folder / copied)
     save_tokenizer(folder / "tokenizer.json")
     entries.vendor_tokenizers(folder / "site")
     entry = {
@@ -218,9 +220,10 @@ def test_answers_sent_singly_are_those_in_process_to_the_bit(url: str, repositor
             found = runner.infer([message])
             expected = in_process(repository, message)
             np.testing.assert_array_equal(found["logits"], expected)
-            assert found["label"][0] == LABELS[int(expected.argmax())]
+            answer = found["answer"][0]
+            assert answer.label == LABELS[int(expected.argmax())]
             shares = np.exp(expected[0]) / np.exp(expected[0]).sum()
-            np.testing.assert_allclose(found["score"], [shares.max()], rtol=1e-5)
+            np.testing.assert_allclose(answer.score, shares.max(), rtol=1e-5)
 
 
 def test_a_batch_of_unequal_lengths_keeps_its_order(url: str, repository: Path) -> None:
@@ -295,7 +298,7 @@ def test_row_57_a_full_queue_is_a_rejection(url: str) -> None:
     def ask() -> None:
         with TritonClient(url, retries=False) as client:
             try:
-                found.append(client.ask("slow", ["hello"])[0].label)
+                found.append(str(client.ask("slow", ["hello"], task=find_task("text-classification"))[0]))
             except Rejected:
                 found.append("rejected")
 
