@@ -17,6 +17,7 @@ from deploykit.parity.hard_texts import HARD_TEXTS, UNENCODABLE, text_of_length
 from deploykit.parity.verdict import Verdict
 from deploykit.pipeline.measuring import ModelOutputs, Steps, try_target
 from deploykit.runners import Runner
+from deploykit.runners.padding import equally_long
 from deploykit.runners.tokenize import Encoder
 from deploykit.tasks import Task
 
@@ -114,7 +115,11 @@ def ask_in_company(
 
     def give(words: str, batch: Sequence[str]) -> tuple[NDArray[Any] | None, str]:
         found = try_target(runner, batch, task, labels, [range(len(batch))], like=like)
-        return (None, f"{words}: {found.failures[0]}") if found.failures else (found.outputs[task.output], "")
+        return (None, f"{words}: {found.failures[0]}") if found.failures else (fitted(found.outputs[task.output]), "")
+
+    def fitted(values: NDArray[Any]) -> NDArray[Any]:
+        """With as many tokens as the reference's: what is behind the data's longest message is padding."""
+        return equally_long(values[:, : like.shape[1]], like[:1])[0] if values.ndim > 2 else values
 
     failed: list[str] = []
     others: list[tuple[str, tuple[int, ...], NDArray[Any]]] = []
@@ -151,7 +156,7 @@ def ask_in_company(
         details=tuple(failed[:5]) or (f"batches of 1 to {sizes[-1]}, {probes.names[lengths[-2]]} at most",),
         part="interface",
     )
-    return Company(tuple(others), (("a second time", tuple(some), again.outputs[task.output]),), shapes)
+    return Company(tuple(others), (("a second time", tuple(some), fitted(again.outputs[task.output])),), shapes)
 
 
 def _refusal(runner: Runner) -> list[str]:
