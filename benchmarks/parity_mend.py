@@ -27,9 +27,9 @@ from deploykit.pipeline.localization import locate
 from deploykit.pipeline.proof import compare_models
 from deploykit.recipe import Quantize
 from deploykit.runners import Target
+from deploykit.runners.labels import labels_from_folder
 from deploykit.tasks import find_task
 from deploykit.tasks.pruned import encoder_layers
-from deploykit.triton.package import labels_from_folder
 
 TASK = find_task("text-classification")
 

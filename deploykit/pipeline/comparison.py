@@ -125,11 +125,8 @@ def compare_models(
     own = labels if named is None else named
     measured = _measure(reference, candidate, texts, task, labels, own, anatomies, cache, listener)
     asked = _asked(reference, candidate, anatomies, question, tolerance, measured.reference.outputs[task.output])
-    folder = tokenizer_folder(candidate)
-    encodable = [*texts, *measured.probes.texts]
-    checks = judge_forms(reference, candidate, labels, named, encodable) if folder is not None else (
-        judge_forms(reference, candidate, labels, named, texts)
-    )  # fmt: skip
+    encodable = texts if tokenizer_folder(candidate) is None else [*texts, *measured.probes.texts]
+    checks = judge_forms(reference, candidate, labels, named, encodable)
     checks += _form_checks(anatomies, measured, asked, task)
     checks += _number_checks(measured, asked, task)
     limit = max_drop if max_flips is None else max_flips
@@ -139,9 +136,9 @@ def compare_models(
     if right is None and max_flips is None:
         max_flips = max_drop
     # Tokens that are cut otherwise can't be compared one by one.
-    numbers = not task.per_token or measured.reference.outputs[task.output].shape == (
-        measured.alone.outputs[task.output].shape
-    )
+    shapes = {each.outputs[task.output].shape for each in (measured.reference, measured.alone)}
+    numbers = not task.per_token or len(shapes) == 1
+    fidelity = asked.basis.question == "fidelity"
     return build_report(
         measured.reference.predictions(task, right, with_outputs=numbers),
         measured.alone.predictions(task, right, with_outputs=numbers),
@@ -155,14 +152,12 @@ def compare_models(
         max_flips=max_flips,
         tolerance=asked.tolerance if numbers else None,
         relative_rms=asked.relative_rms,
-        calibration_limit=None if asked.precision is None or asked.basis.question != "fidelity" else (
-            CALIBRATION_LIMIT.get(asked.precision)
-        ),
+        calibration_limit=CALIBRATION_LIMIT.get(asked.precision) if asked.precision and fidelity else None,
         confidence=confidence,
         checks=checks,
         basis=asked.basis,
         unchecked=unknown,
-    )  # fmt: skip
+    )
 
 
 def _right_answers(

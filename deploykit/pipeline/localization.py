@@ -21,10 +21,10 @@ from deploykit.parity.localize import Finding, Localization
 from deploykit.parity.report import ParityReport
 from deploykit.parity.walk import walk
 from deploykit.runners import Target, infer_all, open_runner
+from deploykit.runners.labels import labels_from_folder
 from deploykit.runners.tokenize import Encoder
 from deploykit.tasks import Task
 from deploykit.tasks.pruned import KEPT_KEY
-from deploykit.triton.package import labels_from_folder
 
 _WALKED = 12
 """Messages at most that are walked through, beside the shortest and the longest: padding shows its own faults."""
