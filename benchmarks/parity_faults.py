@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import shutil
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -25,6 +28,7 @@ import numpy as np
 from machine_facts import finish
 from parity_plants import CLEAN, FAULTS, TASK, Clean, Fault, Workbench, torch_target
 
+from deploykit import __version__
 from deploykit.data.readers import read_rows
 from deploykit.data.table import Columns
 from deploykit.parity.flips import judge_flips
@@ -131,12 +135,13 @@ class MixedUp:
     def infer(self, messages: Sequence[str]) -> dict[str, Any]:
         with self._lock:
             MixedUp._asking += 1
-            crossed = MixedUp._asking > 1 and hash(messages[0]) % self._every == 0
+            number = zlib.crc32(messages[0].encode())
+            crossed = MixedUp._asking > 1 and number % self._every == 0
         time.sleep(0.001)
         with self._lock:
             MixedUp._asking -= 1
-        text = self._texts[hash(messages[0]) % len(self._texts)] if crossed else messages[0]
-        return {"label": np.array([self._answers[text]], dtype=np.object_)}
+        text = self._texts[number % len(self._texts)] if crossed else messages[0]
+        return {"answer": np.array([self._answers[text]], dtype=np.object_)}
 
 
 def try_mixed_up(answers: Sequence[str], texts: Sequence[str], every: int) -> Outcome:
@@ -183,7 +188,7 @@ def main() -> None:
     parser.add_argument("--label", default="label")
     parser.add_argument("--messages", type=int, default=400)
     parser.add_argument("--only", action="append", help="cases whose name holds this; may be repeated")
-    parser.add_argument("--work", type=Path, help="keeps the exported forms there for the next time")
+    parser.add_argument("--work", type=Path, help="keeps exported forms and outcomes: run it again to go on")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--save", action="store_true")
     arguments = parser.parse_args()
@@ -196,25 +201,34 @@ def main() -> None:
         work.mkdir(parents=True, exist_ok=True)
         bench = Workbench.made(arguments.model, work, texts, train.texts[:: max(1, len(train.texts) // 200)])
         cache = OutputCache(work / "outputs")
-        layers = 6
-        with contextlib.suppress(KeyError, ValueError):
-            import json
+        layers = int(json.loads((arguments.model / "config.json").read_text())["num_hidden_layers"])
+        done = work / f"outcomes-{__version__}-{len(texts)}.json"
+        known = json.loads(done.read_text()) if done.is_file() else {}
 
-            layers = int(json.loads((arguments.model / "config.json").read_text())["num_hidden_layers"])
-        faults, cleans = [], []
-        for fault in FAULTS:
-            if chosen(fault.name, arguments.only):
+        def outcome_of(name: str, tried: Callable[[Path], Outcome]) -> Outcome:
+            """What was found before, or is now."""
+            if name not in known:
                 with scratch_folder(work) as scratch:
-                    faults.append(try_fault(fault, bench, labels, scratch, cache, layers))
-                print(shown(faults[-1]), file=sys.stderr, flush=True)
+                    known[name] = asdict(tried(scratch))
+                done.write_text(json.dumps(known))
+            found = Outcome(
+                **{key: tuple(each) if isinstance(each, list) else each for key, each in known[name].items()}
+            )
+            print(shown(found), file=sys.stderr, flush=True)
+            return found
+
+        faults = [
+            outcome_of(fault.name, partial(try_fault, fault, bench, labels, cache=cache, layers=layers))
+            for fault in FAULTS
+            if chosen(fault.name, arguments.only)
+        ]
         if not arguments.only:
-            faults.append(try_mixed_up(labels, texts, every=10))
-            print(shown(faults[-1]), file=sys.stderr, flush=True)
-        for clean in CLEAN:
-            if chosen(clean.name, arguments.only):
-                with scratch_folder(work) as scratch:
-                    cleans.append(try_clean(clean, bench, labels, scratch, cache))
-                print(shown(cleans[-1]), file=sys.stderr, flush=True)
+            faults.append(outcome_of("requests mixed up", lambda scratch: try_mixed_up(labels, texts, every=10)))
+        cleans = [
+            outcome_of(f"clean: {clean.name}", partial(try_clean, clean, bench, labels, cache=cache))
+            for clean in CLEAN
+            if chosen(clean.name, arguments.only)
+        ]
     placed = [outcome.placed for outcome in faults if outcome.placed is not None]
     figures = {
         "messages": len(texts),
