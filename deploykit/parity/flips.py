@@ -13,10 +13,7 @@ from numpy.typing import NDArray
 
 from deploykit.errors import ParityError
 from deploykit.parity.intervals import clopper_pearson_lower, clopper_pearson_upper
-from deploykit.parity.verdict import Outcome, Verdict, about, paired_count
-
-_SEARCH_LIMIT = 100_000_000
-
+from deploykit.parity.verdict import Outcome, Verdict, about, fewest, paired_count
 
 ByClass = tuple[Sequence[Hashable], Sequence[Hashable], Sequence[Hashable]]
 """What the reference and the candidate answered, and what is right, one class each: the parts of larger answers."""
@@ -204,18 +201,4 @@ def _items_needed(rate: float, n: int, limit: float, confidence: float) -> int |
     def passes(items: int) -> bool:
         return clopper_pearson_upper(rate * items, items, confidence) <= limit
 
-    if rate >= limit:
-        return None
-    enough = n
-    while not passes(enough):
-        enough *= 2
-        if enough > _SEARCH_LIMIT:
-            return None
-    too_few = enough // 2
-    while enough - too_few > 1:
-        middle = (enough + too_few) // 2
-        if passes(middle):
-            enough = middle
-        else:
-            too_few = middle
-    return enough
+    return None if rate >= limit else fewest(passes, n)

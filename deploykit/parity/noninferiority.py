@@ -27,11 +27,10 @@ from deploykit.parity.intervals import (
     ratio_drop_bounds,
     ratio_interval,
 )
-from deploykit.parity.verdict import Outcome, Verdict, about, paired_count
+from deploykit.parity.verdict import Outcome, Verdict, about, fewest, paired_count
 from deploykit.tasks import Scores
 
 _NEGLIGIBLE = 1e-10
-_SEARCH_LIMIT = 1_000_000_000
 _ENOUGH_FOR_BOOTSTRAP = 20
 """Discordant pairs from which on the bootstrap has a say; below it collapses."""
 
@@ -227,19 +226,7 @@ def items_needed(b: int, c: int, n: int, margin: float, confidence: float = 0.95
     def passes(items: int) -> bool:
         return drop_is_below(margin, b * items / n, c * items / n, items, confidence)
 
-    enough = 1
-    while not passes(enough):
-        enough *= 2
-        if enough > _SEARCH_LIMIT:
-            return None
-    too_few = enough // 2
-    while enough - too_few > 1:
-        middle = (enough + too_few) // 2
-        if passes(middle):
-            enough = middle
-        else:
-            too_few = middle
-    return enough
+    return fewest(passes, 1)
 
 
 def _next_step(outcome: Outcome, drop: float, margin: float, n: int, needed: int | None) -> str:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-__all__ = ["Outcome", "Part", "Verdict", "about", "overall", "paired_count"]
+__all__ = ["Outcome", "Part", "Verdict", "about", "fewest", "overall", "paired_count"]
 
 import math
-from collections.abc import Iterable, Sized
+from collections.abc import Callable, Iterable, Sized
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 from deploykit.errors import ParityError
+
+_MOST_ITEMS = 1_000_000_000
 
 Outcome = Literal["pass", "fail", "inconclusive"]
 Part = Literal["labels", "tokenizer", "interface", "chance", "output", "layer norm", "model", "batching", "server"]
@@ -94,3 +96,25 @@ def about(count: int) -> str:
     """A whole number rounded up to two digits, which is all that an extrapolated n is worth: "3,100"."""
     step = 10 ** max(0, len(str(count)) - 2)
     return f"{math.ceil(count / step) * step:,}"
+
+
+def fewest(passes: Callable[[int], bool], start: int) -> int | None:
+    """The fewest items that pass, where more than enough pass too; None beyond a billion.
+
+    Args:
+        passes: whether so many do.
+        start: where to begin; what is looked for may be down to half of it.
+    """
+    enough = start
+    while not passes(enough):
+        enough *= 2
+        if enough > _MOST_ITEMS:
+            return None
+    too_few = enough // 2
+    while enough - too_few > 1:
+        middle = (enough + too_few) // 2
+        if passes(middle):
+            enough = middle
+        else:
+            too_few = middle
+    return enough
