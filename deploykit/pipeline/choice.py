@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from deploykit.compress.quantize import (
     INT8_VARIANTS,
@@ -210,10 +211,7 @@ class _Forms:
         return self.found[name]
 
     def _answers(self, folder: Path, batch: int = 1) -> list[Answer]:
-        count = len(self._texts)
-        batches = [list(range(start, min(start + batch, count))) for start in range(0, count, batch)]
-        with open_runner(Target("onnxruntime", str(folder), task=self._task.name)) as runner:
-            return self._task.answers(infer_all(runner, self._texts, batches), self._names)
+        return self._task.answers(_outputs(folder, self._texts, batch, task=self._task), self._names)
 
     def time(self, names: Sequence[str], **others: Path) -> dict[str, float]:
         """The p50 of forms, and of other folders in the same blocks, in milliseconds."""
@@ -299,6 +297,12 @@ def _compared(
         n=len(right),
         drop_likely=score_drop_bounds(before, after, 0.75)[0],
     )
+
+
+def _outputs(folder: Path, texts: Sequence[str], batch: int, *, task: Task) -> dict[str, NDArray[Any]]:
+    batches = [list(range(start, min(start + batch, len(texts)))) for start in range(0, len(texts), batch)]
+    with open_runner(Target("onnxruntime", str(folder), task=task.name)) as runner:
+        return infer_all(runner, texts, batches)
 
 
 def sampled(texts: Sequence[str], count: int, seed: int) -> list[str]:

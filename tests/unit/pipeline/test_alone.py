@@ -190,13 +190,13 @@ def test_a_fast_one_that_loses_too_much_does_not_win(
     quantize: Any, timed: dict[str, float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     timed |= {"int8_static-split": 1.0, "int8_dynamic-plain": 2.0}
-    logits = choice._logits
+    logits = choice._outputs
 
     def spoiled(folder: Path, texts: Any, batch: int = 1, **more: Any) -> Any:
         found = logits(folder, texts, batch, **more)
         return {name: -values for name, values in found.items()} if folder.name == "int8_static-split" else found
 
-    monkeypatch.setattr(choice, "_logits", spoiled)
+    monkeypatch.setattr(choice, "_outputs", spoiled)
     _, info = quantize()
     assert info["variant"] == "int8_dynamic-plain"
     assert info["candidates"]["int8_static-split"]["drop"] > 0.5
@@ -205,7 +205,7 @@ def test_a_fast_one_that_loses_too_much_does_not_win(
 def test_where_all_lose_too_much_the_best_is_kept_with_a_warning(
     quantize: Any, timed: dict[str, float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    logits = choice._logits
+    logits = choice._outputs
     lost = {"int8_dynamic-fused-": 12, "int8_dynamic-fused": 10, "int8_": 30}
 
     def spoiled(folder: Path, texts: Any, batch: int = 1, **more: Any) -> Any:
@@ -213,7 +213,7 @@ def test_where_all_lose_too_much_the_best_is_kept_with_a_warning(
         rows = next((count for name, count in lost.items() if folder.name.startswith(name)), 0)
         return {"logits": np.concatenate([-values[:rows], values[rows:]])}
 
-    monkeypatch.setattr(choice, "_logits", spoiled)
+    monkeypatch.setattr(choice, "_outputs", spoiled)
     said: list[Any] = []
     _, info = quantize(fusions="all", listener=said.append)
     assert info["variant"] == "int8_dynamic-fused"

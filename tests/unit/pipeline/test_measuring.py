@@ -43,7 +43,8 @@ def test_row_54_a_message_that_is_refused_has_no_answer_and_a_reason() -> None:
         return yes(texts)
 
     found = given(infer)
-    assert found.answers == ("yes", NO_ANSWER, "yes", "yes")
+    assert found.answers[1] == NO_ANSWER
+    assert [str(answer) for answer in found.answers] == ["yes", "(no answer)", "yes", "yes"]
     assert dict(found.failures) == {1: "no b here"}
     assert np.isnan(found.outputs["logits"][1]).all()
 
@@ -67,7 +68,7 @@ def test_row_48_outputs_of_another_shape_are_findings() -> None:
     assert "has shape [4, 2] for 1 messages" in given(lambda texts: {"logits": LIKE}).failures[0]
     wide = given(lambda texts: {"logits": np.arange(5, dtype=np.float32)[None]})
     assert not wide.failures
-    assert wide.answers[0] == "(class 4)"
+    assert str(wide.answers[0]) == "(class 4)"
 
 
 def test_batches_hold_every_message_once() -> None:
