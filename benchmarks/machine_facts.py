@@ -13,7 +13,11 @@ from deploykit.machine import fingerprint, instruction_set
 
 def facts() -> dict[str, Any]:
     """Machine, versions and command, JSON values."""
-    command = " ".join(["python", *(shlex.quote(argument) for argument in sys.argv)])
+    # Where the files lay is of no use elsewhere: their names say which they were.
+    arguments = [
+        argument.rstrip("/").rpartition("/")[2] if argument.startswith("/") else argument for argument in sys.argv
+    ]
+    command = " ".join(["python", *map(shlex.quote, arguments)])
     return {"command": command, "instruction_set": instruction_set(), **fingerprint()}
 
 
