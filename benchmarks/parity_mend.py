@@ -23,8 +23,8 @@ from deploykit.data.table import Columns
 from deploykit.export.to_onnx import export_onnx
 from deploykit.latency.measure import measure, spread_over
 from deploykit.pipeline.choice import choose_variant
+from deploykit.pipeline.comparison import compare_models
 from deploykit.pipeline.localization import locate
-from deploykit.pipeline.proof import compare_models
 from deploykit.recipe import Quantize
 from deploykit.runners import Target
 from deploykit.runners.labels import labels_from_folder

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import statistics
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,11 +65,8 @@ def main() -> None:
     recovery = info["recovery"]
     seeds = recovery.get("seeds") or {str(recipe.seed): recovery}
     shipped = {seed: _quantized(recipe, task, data, work, seed) for seed in seeds}
-    targets = {split: task.targets(table.labels or (), data.label_names) for split, table in _splits(data).items()}
-    whole = {name: _right(Target("torch", str(folders["finetune"])), task, data, targets, name) for name in targets}
-    right = {
-        seed: {name: _right(target, task, data, targets, name) for name in targets} for seed, target in shipped.items()
-    }
+    whole = {name: _right(Target("torch", str(folders["finetune"])), task, data, name) for name in _splits(data)}
+    right = {seed: {name: _right(target, task, data, name) for name in whole} for seed, target in shipped.items()}
     chosen = str(recovery.get("seed", recipe.seed))
     b = int(np.sum(whole["test"] & ~right[chosen]["test"]))
     c = int(np.sum(~whole["test"] & right[chosen]["test"]))
@@ -114,10 +110,12 @@ def _quantized(recipe: Recipe, task: Task, data: LabelledData, work: Path, seed:
     return bench.build(work / f"recovered-{seed}", f"seed-{seed}")
 
 
-def _right(target: Target, task: Task, data: LabelledData, targets: dict[str, Any], split: str) -> NDArray[np.bool_]:
-    texts: Sequence[str] = _splits(data)[split].texts
+def _right(target: Target, task: Task, data: LabelledData, split: str) -> NDArray[np.bool_]:
+    table = _splits(data)[split]
     with open_runner(target) as runner:
-        return task.correct(infer_all(runner, texts, [[index] for index in range(len(texts))]), targets[split])
+        outputs = infer_all(runner, table.texts, [[index] for index in range(len(table.texts))])
+    wanted = task.right_answers(table.labels or (), data.label_names)
+    return task.scores(task.answers(outputs, data.label_names), wanted).correct
 
 
 if __name__ == "__main__":
