@@ -24,12 +24,12 @@ from deploykit.cli.render import Screen
 from deploykit.data.dataset import LabelledData
 from deploykit.data.table import Table
 from deploykit.parity.intervals import paired_drop_upper
+from deploykit.pipeline.choice import sampled
 from deploykit.pipeline.clock import Bench
 from deploykit.pipeline.compression import prune_to_goal
 from deploykit.pipeline.context import data_from_artifact
 from deploykit.pipeline.plan import make_plan
 from deploykit.pipeline.run import run_recipe
-from deploykit.pipeline.stages import sampled
 from deploykit.recipe import Recipe, load_recipe
 from deploykit.runners import Target, infer_all, open_runner
 from deploykit.tasks import Task, find_task
