@@ -49,6 +49,15 @@ from deploykit.cli.options import as_json, column_options, fraction
 @click.option(
     "--cache/--no-cache", default=True, show_default=True, help="Keep PyTorch's outputs for the next time, by digest."
 )
+@click.option(
+    "--also", metavar="URL", help="The served CANDIDATE by the server's other protocol, which has to answer the same."
+)
+@click.option(
+    "--mend", type=click.Path(path_type=Path), metavar="FOLDER",
+    help="Where it fails, make CANDIDATE (an ONNX folder) again from REFERENCE with the cheapest repair that suffices, "
+    "write it to this folder, and prove that one.",
+)  # fmt: skip
+@click.option("--mend-data", metavar="DATA", help="Labelled rows that choose the repair; not those of --data.")
 @column_options
 @as_json
 def command(
@@ -67,6 +76,9 @@ def command(
     report: Path | None,
     page: Path | None,
     cache: bool,
+    also: str | None,
+    mend: Path | None,
+    mend_data: str | None,
     text: str,
     label: str | tuple[str, ...],
     as_json: bool,
@@ -76,18 +88,23 @@ def command(
     Each is a checkpoint folder, an ONNX folder or file, a model's folder in a Triton repository, or
     grpc://HOST:PORT/MODEL (http:// too). Exit status: 0 pass, 3 failed, 5 inconclusive.
     """
+    from functools import partial
+
     from deploykit.artifacts.atomic import write_atomic
     from deploykit.cli.json_output import print_json
-    from deploykit.cli.render import Screen, print_parity
-    from deploykit.errors import ExitCode
+    from deploykit.cli.render import Screen, mended_lines, print_parity
+    from deploykit.errors import ExitCode, UsageError
     from deploykit.pipeline.alone import parity_alone
+    from deploykit.pipeline.mending import mend_if_failed
     from deploykit.report.parity_page import write_parity_page
     from deploykit.triton.installation import default_cache
 
+    if (mend is None) != (mend_data is None):
+        raise UsageError("--mend and --mend-data belong together", "give the folder to write, and the rows that choose")
     with Screen() as screen:
-        found = parity_alone(
+        prove = partial(
+            parity_alone,
             reference,
-            candidate,
             data=data,
             columns=(text, None if no_labels else label),
             max_drop=max_drop,
@@ -101,13 +118,23 @@ def command(
             cache=default_cache() / "outputs" if cache else None,
             listener=screen,
         )
+        mended = None
+        if mend is None or mend_data is None:
+            found = prove(candidate, also=also)
+        else:
+            found, mended = mend_if_failed(
+                reference, candidate, mend, prove, data=data, mend_data=mend_data, columns=(text, label), task=task,
+                tokenizer=tokenizer, max_drop=max_drop, listener=screen,
+            )  # fmt: skip
     if report is not None:
         write_atomic(report, found.model_dump_json(indent=1).encode())
     if page is not None:
         write_parity_page(found, page)
     exit_code = {"pass": ExitCode.PASS, "fail": ExitCode.PARITY_FAILED, "inconclusive": ExitCode.INCONCLUSIVE}
     if as_json:
-        print_json(found.model_dump(mode="json"))
+        print_json(found.model_dump(mode="json") | ({} if mended is None else {"mended": mended.as_json()}))
     else:
         print_parity(found)
+        for line in [] if mended is None else mended_lines(mended):
+            click.echo(line)
     return int(exit_code[found.verdict])

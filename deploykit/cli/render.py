@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = [
     "Screen",
     "location_lines",
+    "mended_lines",
     "mending_lines",
     "print_parity",
     "regression_table",
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from deploykit.parity.localize import Localization
     from deploykit.parity.report import ParityReport
     from deploykit.parity.verdict import Verdict
+    from deploykit.pipeline.mending import Mended
     from deploykit.report.result import RunResult
 
 _PLAIN_EVERY_S = 30.0
@@ -186,6 +188,8 @@ def location_lines(localized: Localization | None) -> list[str]:
     if localized.precision == "int8" and weighed:
         costs = (f"{layer.name} {layer.share or 0:.0%} ({layer.own_sqnr_db:.0f} dB)" for layer in weighed)
         lines.append(f"of the output's error: {', '.join(costs)}")
+    if localized.breaking is not None:
+        lines.append(localized.breaking.line())
     return lines
 
 
@@ -202,6 +206,18 @@ def mending_lines(mended: Mapping[str, Any]) -> list[str]:
             f"p50 {times['after']:.2f} ms, {times['before']:.2f} before, {times['float32']:.2f} in float32: "
             f"{mended['speedup_kept']:.0%} of the speed-up is kept"
         )
+    return lines
+
+
+def mended_lines(mended: Mended) -> list[str]:
+    """What a repaired conversion is, and what it gave up in speed."""
+    times = mended.p50_ms
+    lines = [f"mended: {mended.out}: {mended.outcome}"]
+    lines += [f"  {line}" for line in mending_lines(mended.info["mended"])] if mended.info.get("mended") else []
+    lines.append(
+        f"  p50 {times['mended']:.2f} ms in process, {times['candidate']:.2f} as it was, "
+        f"{times['float32']:.2f} in float32"
+    )
     return lines
 
 

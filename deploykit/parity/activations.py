@@ -62,12 +62,18 @@ class Trace(Protocol):
     precision: str
     facts: Facts
 
-    def run(self, feed: Mapping[str, NDArray[np.int64]], given: Mapping[str, NDArray[Any]] | None = None) -> Values:
+    def run(
+        self,
+        feed: Mapping[str, NDArray[np.int64]],
+        given: Mapping[str, NDArray[Any]] | None = None,
+        added: Mapping[str, NDArray[Any]] | None = None,
+    ) -> Values:
         """The value at each point, the model's output last.
 
         Args:
             feed: token ids, mask and token types, each int64 [messages, length].
             given: values by point that all who read the point get instead of what was computed there.
+            added: errors by point that all who read the point get on top of what was computed there.
 
         Raises:
             ModelError: the model can't run on it.
@@ -105,10 +111,15 @@ class TorchTrace:
         heads = getattr(getattr(model, "config", None), "num_attention_heads", None)
         self.facts = Facts(epsilons, parameters, {}, heads)
 
-    def run(self, feed: Mapping[str, NDArray[np.int64]], given: Mapping[str, NDArray[Any]] | None = None) -> Values:
+    def run(
+        self,
+        feed: Mapping[str, NDArray[np.int64]],
+        given: Mapping[str, NDArray[Any]] | None = None,
+        added: Mapping[str, NDArray[Any]] | None = None,
+    ) -> Values:
         import torch
 
-        recorder = _Recorder(given or {})
+        recorder = _Recorder(given or {}, added or {})
         handles = []
         for path, module in self._model.named_modules():
             if not path:
@@ -129,10 +140,10 @@ class TorchTrace:
 
 
 class _Recorder:
-    """Keeps what modules give, once each, and puts other values in its place."""
+    """Keeps what modules give, once each, and puts other values in its place or errors on top."""
 
-    def __init__(self, given: Mapping[str, NDArray[Any]]) -> None:
-        self._given = given
+    def __init__(self, given: Mapping[str, NDArray[Any]], added: Mapping[str, NDArray[Any]]) -> None:
+        self._given, self._added = given, added
         self.values: dict[str, torch.Tensor] = {}
         self._seen: list[torch.Tensor] = []
 
@@ -163,9 +174,13 @@ class _Recorder:
             return None
         self.values[point] = tensor
         self._seen.append(tensor)
-        if point not in self._given:
+        if point not in self._given and point not in self._added:
             return None
-        replaced = torch.from_numpy(np.ascontiguousarray(self._given[point])).to(tensor)
+        replaced = tensor
+        if point in self._given:
+            replaced = torch.from_numpy(np.ascontiguousarray(self._given[point])).to(tensor)
+        if point in self._added:
+            replaced = replaced + torch.from_numpy(np.ascontiguousarray(self._added[point])).to(tensor)
         self._seen.append(replaced)
         return replaced
 
@@ -188,21 +203,30 @@ class OnnxTrace:
         self._values = self._points(module_values(model))
         self.facts = self._facts()
         self._types: dict[str, int] = {}
-        self._sessions: dict[tuple[str, ...], Any] = {}
+        self._sessions: dict[tuple[tuple[str, ...], bool], Any] = {}
 
-    def run(self, feed: Mapping[str, NDArray[np.int64]], given: Mapping[str, NDArray[Any]] | None = None) -> Values:
+    def run(
+        self,
+        feed: Mapping[str, NDArray[np.int64]],
+        given: Mapping[str, NDArray[Any]] | None = None,
+        added: Mapping[str, NDArray[Any]] | None = None,
+    ) -> Values:
         given = {point: value for point, value in (given or {}).items() if point in self._values}
-        if given and not self._types:
+        if (given or added) and not self._types:
             self.run(feed)
-        session = self._session(tuple(given))
+        session = self._session(tuple(given), shifted=bool(added))
+        extra = {_given(self._values[point]): value for point, value in given.items()}
+        if added:  # every point takes an error, so that one session serves all sets of them
+            extra |= {_added(value): np.zeros((1,), np.float32) for value in self._shifted()}
+            extra |= {_added(self._values[point]): value for point, value in added.items() if point in self._values}
         wanted = {value.name for value in session.get_inputs()}
-        missing = wanted - set(feed) - {_given(self._values[point]) for point in given}
+        missing = wanted - set(feed) - set(extra)
         if missing:
             raise ModelError(f"the graph wants {', '.join(sorted(missing))}, which no tokenizer gives")
         inputs = {name: value for name, value in feed.items() if name in wanted}
-        for point, value in given.items():
-            kind = helper.tensor_dtype_to_np_dtype(self._types[self._values[point]])
-            inputs[_given(self._values[point])] = np.ascontiguousarray(value).astype(kind)
+        for name, value in extra.items():
+            kind = helper.tensor_dtype_to_np_dtype(self._types[name.rpartition("__")[0]])
+            inputs[name] = np.ascontiguousarray(value).astype(kind)
         names = [*self._values.values(), self._output]
         try:
             found = session.run(names, inputs)
@@ -254,8 +278,13 @@ class OnnxTrace:
         }
         return Facts(epsilons, parameters, ranges, heads)
 
-    def _session(self, given: tuple[str, ...]) -> Any:
-        if given not in self._sessions:
+    def _shifted(self) -> tuple[str, ...]:
+        """The values that errors can be added to."""
+        return tuple(dict.fromkeys(self._values.values()))
+
+    def _session(self, given: tuple[str, ...], *, shifted: bool = False) -> Any:
+        key = given, shifted
+        if key not in self._sessions:
             model = onnx.ModelProto()
             model.CopyFrom(self._model)
             graph = model.graph
@@ -266,14 +295,37 @@ class OnnxTrace:
                         node.input[position] = replaced[name]
             for value, name in replaced.items():
                 graph.input.append(helper.make_tensor_value_info(name, self._types[value], None))
+            if shifted:
+                self._add_shifts(graph)
             names = dict.fromkeys((*self._values.values(), self._output))
             there = {value.name for value in graph.output}
             graph.output.extend(helper.make_empty_tensor_value_info(name) for name in names if name not in there)
             with tempfile.TemporaryDirectory() as scratch:
                 path = Path(scratch) / "traced.onnx"
                 onnx.save(model, path)
-                self._sessions[given] = open_session(path, device="cpu")
-        return self._sessions[given]
+                self._sessions[key] = open_session(path, device="cpu")
+        return self._sessions[key]
+
+    def _add_shifts(self, graph: onnx.GraphProto) -> None:
+        """Let all who read a point read it with an error on top, which is an input."""
+        values = set(self._shifted())
+        nodes = []
+        for node in graph.node:
+            for position, name in enumerate(node.input):
+                if name in values:
+                    node.input[position] = f"{name}__shifted"
+        for node in graph.node:
+            nodes.append(node)
+            nodes += [
+                helper.make_node("Add", [value, _added(value)], [f"{value}__shifted"])
+                for value in node.output
+                if value in values
+            ]
+        shifted = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+        del graph.node[:]
+        graph.node.extend(shifted)
+        for value in self._shifted():
+            graph.input.append(helper.make_tensor_value_info(_added(value), self._types[value], None))
 
 
 def open_trace(target: Target) -> Trace:
@@ -306,6 +358,10 @@ def _argument_names(model: torch.nn.Module) -> list[str]:
 
 def _given(value: str) -> str:
     return f"{value}__given"
+
+
+def _added(value: str) -> str:
+    return f"{value}__added"
 
 
 def _precision(model: onnx.ModelProto) -> str:

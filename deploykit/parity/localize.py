@@ -10,6 +10,7 @@ __all__ = [
     "FLOORS_DB",
     "GROSS_DB",
     "Batch",
+    "Breaking",
     "Finding",
     "LayerFigures",
     "Localization",
@@ -75,6 +76,21 @@ class Finding(_Model):
     next_step: str
 
 
+class Breaking(_Model):
+    """The fewest modules whose own errors are enough to change what the candidate changes."""
+
+    modules: tuple[str, ...] = Field(description="for people, the one that costs most first")
+    share: float = Field(description="of the changed answers that these alone change; of the error where none changed")
+    answers: int = Field(description="changed answers among the messages walked through, token by token for some tasks")
+    minimal: bool = Field(description="whether it is known that none of them can be left out")
+
+    def line(self) -> str:
+        """The set in words."""
+        what = f"{self.answers} changed answers" if self.answers else "the output's error"
+        fewer = "" if self.minimal else ", or fewer of these"
+        return f"enough to break it, with {self.share:.0%} of {what}: {', '.join(self.modules)}{fewer}"
+
+
 class Localization(_Model):
     """What the walk through both models showed."""
 
@@ -82,6 +98,7 @@ class Localization(_Model):
     precision: str = Field(description="that the candidate computes in")
     layers: tuple[LayerFigures, ...] = Field(description="in the order in which they are computed")
     samples: tuple[int, ...] = Field(description="the messages walked through, positions in the data")
+    breaking: Breaking | None = Field(default=None, description="the smallest set of modules at fault")
 
 
 @dataclass(frozen=True)

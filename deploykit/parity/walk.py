@@ -11,9 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deploykit.parity.activations import Trace, Values
+from deploykit.parity.breaking import find_breaking
 from deploykit.parity.causes import Evidence, explain
 from deploykit.parity.localize import (
     Batch,
+    Breaking,
     Finding,
     LayerFigures,
     Localization,
@@ -95,8 +97,36 @@ def walk(
         )
         findings.append(explain(evidence))
     return Localization(
-        findings=tuple(findings), precision=candidate.precision, layers=tuple(layers), samples=tuple(samples)
+        findings=tuple(findings),
+        precision=candidate.precision,
+        layers=tuple(layers),
+        samples=tuple(samples),
+        breaking=_breaking(reference, points, batches, feeds, wholes, layers, output) if findings else None,
     )
+
+
+def _breaking(
+    reference: Trace,
+    points: Mapping[str, str],
+    batches: Sequence[Batch],
+    feeds: Sequence[Feed],
+    wholes: Sequence[Values],
+    layers: Sequence[LayerFigures],
+    output: str,
+) -> Breaking | None:
+    """The smallest set of modules at fault; None where one of them gives no numbers, and the finding says it all."""
+    errors: list[dict[str, NDArray[Any]]] = []
+    for batch, whole in zip(batches, wholes, strict=True):
+        errors.append({})
+        for point, named in points.items():
+            own = np.asarray(batch.own[point])
+            if point != output and not np.isfinite(own).all():
+                return None
+            injected = None if point == output else _injected(whole[named], own)
+            if injected is not None:
+                errors[-1][named] = injected - whole[named]
+    likeliest = sorted(layers[:-1], key=lambda layer: (-(layer.share or 0.0), layer.own_sqnr_db))
+    return find_breaking(reference, [layer.module for layer in likeliest], errors, batches, feeds, output)
 
 
 def _chosen(layers: Sequence[LayerFigures], found: Sequence[int], precision: str) -> int | None:

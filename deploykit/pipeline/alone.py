@@ -42,6 +42,7 @@ from deploykit.pipeline.pairs import labels_or_error, pair_from_text
 from deploykit.pipeline.reproducer import write_reproducer
 from deploykit.pipeline.stages import package_settings
 from deploykit.recipe import Finetune, Goal, Package, Prune, Quantize
+from deploykit.runners import target_from_text
 from deploykit.runners.checkpoint import resolve_model
 from deploykit.runners.labels import labels_from_folder
 from deploykit.tasks import find_task
@@ -281,6 +282,7 @@ def parity_alone(
     task: str,
     question: Question = "auto",
     cache: Path | None = None,
+    also: str | None = None,
     reproduce: Path | None = None,
     listener: Listener = ignore,
 ) -> ParityReport:
@@ -299,13 +301,20 @@ def parity_alone(
         task: its name.
         question: see `compare_models`.
         cache: the folder that keeps PyTorch's outputs; None keeps none.
+        also: the URL of a served candidate by the server's other protocol.
         reproduce: a folder to write where it fails: the messages that show it, both outputs and the command.
         listener: hears of progress.
 
     Raises:
         ParityError: neither side says what its labels are called.
+        UsageError: `also` is given, and one of both is no URL.
     """
     first, second = pair_from_text(reference, candidate, task=task, tokenizer=tokenizer)
+    other = None if also is None else target_from_text(also, task=task)
+    if other is not None and not other.kind == second.kind == "triton":
+        raise UsageError(
+            "--also is a second URL of a served CANDIDATE", "write both as grpc:// or http://HOST:PORT/MODEL"
+        )
     nameless = columns[1] is None and first.kind == second.kind == "triton"
     labels = labels_or_error(first, second, needed=not nameless)
     table = read_rows(data, _columns(columns, task))
@@ -322,6 +331,7 @@ def parity_alone(
         confidence=confidence,
         question=question,
         cache=None if cache is None else OutputCache(cache),
+        also=other,
         listener=listener,
     )
     report = with_location(report, first, second, table.texts, find_task(task), listener)

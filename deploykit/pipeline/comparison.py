@@ -32,6 +32,7 @@ from deploykit.pipeline.measuring import (
 )
 from deploykit.pipeline.pairs import architecture_of, judge_forms, labels_of, tokenizer_folder
 from deploykit.pipeline.probes import Asked, Company, ask_in_company, make_probes
+from deploykit.pipeline.served import check_endpoint
 from deploykit.runners import Target, open_runner
 from deploykit.runners.anatomy import Anatomy, Precision, anatomy_of, coarser
 from deploykit.runners.tokenize import Encoder
@@ -42,7 +43,7 @@ Question = Literal["auto", "fidelity", "equivalence"]
 _SERVED_BATCH = 8
 """What any package takes as one request."""
 _LARGEST_BATCH = 64
-_EXTRA = 480
+_EXTRA = 640
 """Messages that are asked beside the data, about: for the bar."""
 
 
@@ -92,6 +93,7 @@ def compare_models(
     confidence: float = 0.95,
     question: Question = "auto",
     cache: OutputCache | None = None,
+    also: Target | None = None,
     listener: Listener = ignore,
 ) -> ParityReport:
     """Prove or refute that a candidate answers like its reference: any two targets.
@@ -112,6 +114,7 @@ def compare_models(
             another model, held to the task alone; `auto` asks for fidelity where both config.json describe weights of
             the same shapes, or one has none.
         cache: where PyTorch's outputs are kept.
+        also: a served candidate by its other address, which has to give the same.
         listener: hears of progress.
 
     Raises:
@@ -123,13 +126,16 @@ def compare_models(
     # logits are right.
     named = labels_of(candidate)
     own = labels if named is None else named
-    measured = _measure(reference, candidate, texts, task, labels, own, anatomies, cache, listener)
+    steps = Steps("parity", _messages_asked(candidate, also, len(texts)), listener)
+    measured = _measure(reference, candidate, texts, task, labels, own, anatomies, cache, steps)
     asked = _asked(reference, candidate, anatomies, question, tolerance, measured.reference.outputs[task.output])
     encodable = texts if tokenizer_folder(candidate) is None else [*texts, *measured.probes.texts]
     checks = judge_forms(reference, candidate, labels, named, encodable)
     checks += _form_checks(anatomies, measured, asked, task)
     checks += _number_checks(measured, asked, task)
     limit = max_drop if max_flips is None else max_flips
+    if candidate.kind == "triton":
+        checks += check_endpoint(candidate, also, texts, task, own, measured.alone, limit, confidence, steps)
     padded = judge_flips(measured.alone.answers, measured.together.answers, limit, confidence)
     checks.append(replace(padded, check="answers in padded batches against given singly", part="batching"))
     right, unknown = _right_answers(given, labels, task)
@@ -182,6 +188,11 @@ def _right_answers(
         return None, (said,)
 
 
+def _messages_asked(candidate: Target, also: Target | None, count: int) -> int:
+    """About how many messages a comparison asks: the reference once, the candidate twice; a server by many clients."""
+    return (3 + (candidate.kind == "triton") + (also is not None)) * count + _EXTRA
+
+
 def _measure(
     reference: Target,
     candidate: Target,
@@ -191,11 +202,10 @@ def _measure(
     own: Sequence[str],
     anatomies: tuple[Anatomy | None, Anatomy | None],
     cache: OutputCache | None,
-    listener: Listener,
+    steps: Steps,
 ) -> _Measured:
     folder = tokenizer_folder(reference)
     probes = make_probes(None if folder is None else Encoder(folder))
-    steps = Steps("parity", 3 * len(texts) + 2 * len(probes.texts) + _EXTRA, listener)
     small = candidate.kind == "triton" or reference.kind == "triton"
     batches = padded_batches(texts, _SERVED_BATCH) if small else padded_batches(texts)
     singles = [[index] for index in range(len(texts))]

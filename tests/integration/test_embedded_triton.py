@@ -27,6 +27,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from deploykit.errors import RequestError, ServerError
 from deploykit.latency.load import judge_load
 from deploykit.latency.scenarios import run_offline, run_server
+from deploykit.pipeline.alone import parity_alone
 from deploykit.runners.base import Target
 from deploykit.runners.triton_client import Rejected, TritonClient
 from deploykit.runners.triton_runner import TritonRunner
@@ -308,6 +309,23 @@ def test_row_57_a_full_queue_is_a_rejection(url: str) -> None:
     for thread in threads:
         thread.join()
     assert set(found) == {"late", "rejected"}
+
+
+def test_parity_with_a_url_asks_many_clients_and_the_other_address(
+    server: EmbeddedServer, repository: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "data.csv"
+    data.write_text("text\n" + "".join(f"{message} {number}\n" for message in WORDS[4:] for number in range(30)))
+    report = parity_alone(
+        str(repository / "intents"), f"{server.urls.grpc}/intents", also=f"{server.urls.http}/intents",
+        data=str(data), columns=("text", None), max_drop=0.05, max_flips=None, tolerance=None, confidence=0.95,
+        tokenizer=None, task="text-classification",
+    )  # fmt: skip
+    assert report.verdict == "pass", report.checks
+    assert report.served
+    checks = {check.check: check for check in report.checks}
+    assert checks["answers under 16 clients against given singly"].n == report.n
+    assert checks["the same numbers by the other address"].figure <= 1e-5
 
 
 def test_load_through_the_server_is_timed_and_split(url: str) -> None:

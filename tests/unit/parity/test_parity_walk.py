@@ -199,6 +199,19 @@ def test_a_fault_in_pytorch_is_found_where_it_was_planted(
     found = walked(model, candidate, feeds)
     assert found_in(found) == (part, layer), found.findings
     assert words in found.findings[0].cause
+    assert found.breaking is None or found.breaking.share >= 0.5
+
+
+@pytest.mark.parametrize("plant", [transpose_query, zero_head, approximate_gelu, scale_pooler, change_head])
+def test_one_fault_is_enough_to_break_a_model_by_itself(
+    plant: Callable[[Any], None], model: Any, feeds: list[Any]
+) -> None:
+    candidate = copy.deepcopy(model)
+    plant(candidate)
+    found = walked(model, candidate, feeds)
+    assert found.breaking is not None
+    assert found.breaking.modules == (next(layer.name for layer in found.layers if layer.own_sqnr_db < 90),)
+    assert found.breaking.minimal
 
 
 def test_nothing_is_found_in_the_same_model(model: Any, folder: Path, feeds: list[Any]) -> None:
@@ -365,6 +378,8 @@ def test_a_fault_in_int8_is_found_in_the_product_it_was_planted_in(
         assert found.precision == "int8"
         assert found_in(found) == ("ffn", 2), found.findings
         assert words in found.findings[0].cause
+        assert found.breaking is not None
+        assert found.breaking.modules == ("layer 2 ffn output",)
 
 
 def test_sound_int8_has_no_module_that_stands_out(model: Any, static: onnx.ModelProto, feeds: list[Any]) -> None:
