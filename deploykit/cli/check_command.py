@@ -10,11 +10,14 @@ import click
 
 from deploykit.cli.options import as_json
 
+_SUSPECTS = 5
+"""Labels that look wrong that are shown; --json has up to 20."""
+
 
 @click.command("check")
 @click.argument("recipe", type=click.Path(path_type=Path))
 @click.option("-s", "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key of the recipe.")
-@click.option("--data", "with_data", is_flag=True, help="Read and check the data too.")
+@click.option("--data", "with_data", is_flag=True, help="Read the data, and say what to look at in it.")
 @click.option(
     "--workspace", type=click.Path(path_type=Path), default=Path(".deploykit"), show_default=True,
     help="Where artefacts are kept.",
@@ -35,13 +38,17 @@ def command(recipe: Path, overrides: tuple[str, ...], with_data: bool, workspace
     loaded = load_recipe(recipe, overrides)
     warnings = list(check_machine(loaded))
     steps = step_states(make_plan(loaded, Path(), download=False), workspace)
-    report = None
+    report, suspects = None, {}
     if with_data:
         from deploykit.data.dataset import load_data
+        from deploykit.data.suspects import find_suspects
         from deploykit.tasks import find_task
 
-        _, report = load_data(loaded.data, loaded.seed, form=find_task(loaded.task).label_form(loaded.data.label))
+        data, report = load_data(loaded.data, loaded.seed, form=find_task(loaded.task).label_form(loaded.data.label))
         warnings += report.warnings
+        for name, table in (("train", data.train), ("test", data.test)):
+            suspects[name] = find_suspects(table, loaded.seed)
+            warnings += suspects[name].warnings(name)
     last = last_run(workspace, loaded.name)
     if as_json:
         found = {
@@ -50,6 +57,7 @@ def command(recipe: Path, overrides: tuple[str, ...], with_data: bool, workspace
             "warnings": warnings,
             "last_run": None if last is None else dataclasses.asdict(last),
             "data": None if report is None else dataclasses.asdict(report),
+            "suspects": {name: dataclasses.asdict(found) for name, found in suspects.items()} or None,
         }
         print_json(found)
         return 0
@@ -62,8 +70,16 @@ def command(recipe: Path, overrides: tuple[str, ...], with_data: bool, workspace
             lengths = part.lengths
             click.echo(
                 f"  {name:<11} {part.rows:>7,} rows  {len(part.classes)} labels  "
-                f"{lengths.shortest} to {lengths.longest} words, median {lengths.median}"
+                f"{lengths.shortest} to {lengths.longest} words, median {lengths.median}, 95 % up to {lengths.p95}; "
+                f"{part.repeated} repeat an earlier text"
             )
+        for name, found in suspects.items():
+            languages = ", ".join(f"{code} {share:.0%}" for code, share in list((found.languages or {}).items())[:3])
+            click.echo(f"  {name:<11} largest class {found.imbalance:.1f} times the smallest; languages: {languages}")
+            for label in found.labels[:_SUSPECTS]:
+                click.echo(f"    {label.at}: {label.text[:60]!r} is {label.label!r}, looks like {label.likelier!r}")
+            for reason in found.not_checked:
+                click.echo(f"    not looked for: {reason}")
     if last is not None and last.status != "finished":
         click.echo(f"the last run was {last.status} at {last.stage}; the next one goes on from there")
     for warning in warnings:

@@ -32,6 +32,10 @@ from deploykit.recipe import Finetune
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="The folder to write.")
 @click.option("--task", default="text-classification", show_default=True, help="What the model learns.")
 @click.option("--seed", type=seed_number, default=0, show_default=True, help="Of every random choice.")
+@click.option(
+    "--track", multiple=True, type=click.Choice(["tensorboard", "wandb", "mlflow"]),
+    help="What hears of the curves; files go to OUT.tracking. May be given more than once.",
+)  # fmt: skip
 @click.option("--trust-pickle", is_flag=True, help="Load pickled weights, which can run any code.")
 @column_options
 @section_options(Finetune)
@@ -44,6 +48,7 @@ def command(
     task: str,
     seed: int,
     trust_pickle: bool,
+    track: tuple[str, ...],
     text: str,
     label: str | tuple[str, ...],
     as_json: bool,
@@ -72,6 +77,7 @@ def command(
             task=task,
             seed=seed,
             trust_pickle=trust_pickle,
+            track=track,
             listener=screen,
         )
     if as_json:

@@ -107,8 +107,8 @@ def _type(field: FieldInfo) -> Any:
         kind = next(member for member in typing.get_args(kind) if member is not type(None))
     while hasattr(kind, "__metadata__"):  # Annotated
         kind = typing.get_args(kind)[0]
+    if typing.get_origin(kind) is tuple:
+        kind = typing.get_args(kind)[0]
     if typing.get_origin(kind) is Literal:
         return click.Choice(typing.get_args(kind))
-    if typing.get_origin(kind) is tuple:
-        return typing.get_args(kind)[0]
     return kind

@@ -98,7 +98,8 @@ def check_table(table: Table) -> TableReport:
     report = _described(table)
     if not report.classes:
         raise DataError(
-            f"{table.source}: no row has a marked span", "name the column that marks them: -s data.label=NAME"
+            f"{table.source}: no row has a label or a marked span",
+            "name the column that holds them: -s data.label=NAME",
         )
     if len(report.classes) < 2 and isinstance(_labels(table)[0], str):
         label = next(iter(report.classes))

@@ -1,10 +1,10 @@
-"""What a row's label can be - one class, or spans marked in the text - and how it is read from its columns."""
+"""What a row's label can be - one class, several, or spans marked in the text - and how it is read from columns."""
 
 from __future__ import annotations
 
 __all__ = [
-    "Label", "LabelForm", "MarkedSpans", "OneClass", "Span", "checked_text", "classes_of", "label_from_json",
-    "shown_label",
+    "Label", "LabelForm", "MarkedSpans", "OneClass", "SeveralClasses", "Span", "checked_text", "classes_of",
+    "label_from_json", "shown_label",
 ]  # fmt: skip
 
 import json
@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 from deploykit.errors import DataError
 
 _WORD = re.compile(r"\S+")
+_BETWEEN = re.compile(r"[;|]")
 
 
 class Span(NamedTuple):
@@ -27,8 +28,11 @@ class Span(NamedTuple):
     label: str
 
 
-Label: TypeAlias = str | tuple[Span, ...]
-"""One class, or the spans of a text in their order."""
+Label: TypeAlias = str | tuple[Span, ...] | tuple[str, ...]
+"""One class; the spans of a text in their order; or all its classes, sorted, none where it is out of scope."""
+
+OUT_OF_SCOPE = ("out_of_scope", "oos")
+"""What a class is called that stands for none of the others."""
 
 
 class LabelForm(Protocol):
@@ -73,6 +77,46 @@ class OneClass:
 
 
 @dataclass(frozen=True)
+class SeveralClasses:
+    """One column with all classes of a row: a JSON list, or names between semicolons or bars; empty for none.
+
+    A row whose class is `out_of_scope` (or `oos`) has none.
+    """
+
+    column: str = "labels"
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The column."""
+        return (self.column,)
+
+    def read(self, text: str, values: Sequence[object], where: str) -> tuple[str, ...]:
+        """The classes, sorted, each once.
+
+        Raises:
+            DataError: the column is neither a list of names nor text.
+        """
+        value = values[0]
+        if _is_nothing(value):
+            return ()
+        if isinstance(value, str):
+            value = _json_list(value, where, self.column) if value.lstrip().startswith("[") else _BETWEEN.split(value)
+        if isinstance(value, bool | int):
+            value = [value]
+        if not isinstance(value, list):
+            raise DataError(
+                f"{where}: {self.column!r} must be a list of classes, not {type(value).__name__}",
+                'write ["refund", "address"], or refund; address',
+            )
+        names = {_class(each, where, self.column).strip() for each in value}
+        return tuple(sorted(name for name in names if name and name.casefold() not in OUT_OF_SCOPE))
+
+    def outputs(self, classes: Sequence[str]) -> tuple[str, ...]:
+        """The classes, sorted."""
+        return tuple(sorted(classes))
+
+
+@dataclass(frozen=True)
 class MarkedSpans:
     """Spans in one column (a JSON list of `{"start", "end", "label"}`, or a BIO tag for each word), or in three.
 
@@ -100,18 +144,27 @@ class MarkedSpans:
 
 
 def classes_of(label: Label) -> tuple[str, ...]:
-    """What a label is counted under: its class, or that of each span."""
-    return (label,) if isinstance(label, str) else tuple(span.label for span in label)
+    """What a label is counted under: its class, each of its classes, or that of each span."""
+    if isinstance(label, str):
+        return (label,)
+    return tuple(each if isinstance(each, str) else each.label for each in label)
 
 
 def shown_label(label: Label) -> str:
     """A label in a message."""
-    return repr(label) if isinstance(label, str) else (", ".join(f"{s.label} {s.start}-{s.end}" for s in label) or "{}")
+    if isinstance(label, str):
+        return repr(label)
+    parts = (repr(each) if isinstance(each, str) else f"{each.label} {each.start}-{each.end}" for each in label)
+    return ", ".join(parts) or "{}"
 
 
 def label_from_json(value: Any) -> Label:
     """A label as it was before it was written as JSON."""
-    return value if isinstance(value, str) else tuple(Span(*each) for each in value)
+    if isinstance(value, str):
+        return value
+    if value and isinstance(value[0], str):
+        return tuple(map(str, value))
+    return tuple(Span(*each) for each in value)
 
 
 def checked_text(value: object, where: str, column: str) -> str:
@@ -161,10 +214,7 @@ def _from_column(text: str, value: object, where: str, column: str) -> list[Span
     if _is_nothing(value):
         return []
     if isinstance(value, str) and value.lstrip().startswith("["):
-        try:
-            value = json.loads(value)
-        except ValueError as error:
-            raise DataError(f"{where}: {column!r} is not valid JSON: {error}") from error
+        value = _json_list(value, where, column)
     if isinstance(value, str):
         value = value.split()
     if not isinstance(value, list):
@@ -175,6 +225,13 @@ def _from_column(text: str, value: object, where: str, column: str) -> list[Span
     if value and all(isinstance(each, str) for each in value):
         return _from_tags(text, value, where, column)
     return [_from_object(each, where, column) for each in value]
+
+
+def _json_list(value: str, where: str, column: str) -> Any:
+    try:
+        return json.loads(value)
+    except ValueError as error:
+        raise DataError(f"{where}: {column!r} is not valid JSON: {error}") from error
 
 
 def _from_object(value: object, where: str, column: str) -> Span:

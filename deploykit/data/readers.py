@@ -63,20 +63,18 @@ def read_rows(reference: str, columns: Columns) -> Table:
 
 
 def _read_sample(reference: str, columns: Columns) -> Table:
-    from deploykit.data.sample import support_rows
+    from deploykit.data.sample import intent_rows, support_rows
 
-    match reference.removeprefix("sample:"):
-        case "support/train":
-            found = support_rows("train")
-        case "support/test":
-            found = support_rows("test")
-        case _:
-            raise DataError(f"{reference}: no such sample", "known: sample:support/train, sample:support/test")
-    if error := missing_column(reference, columns, ("text", "label", "entities")):
+    name, _, split = reference.removeprefix("sample:").partition("/")
+    made = {"support": support_rows, "intents": intent_rows}.get(name)
+    if made is None or split not in ("train", "test"):
+        known = ", ".join(f"sample:{each}/{part}" for each in ("support", "intents") for part in ("train", "test"))
+        raise DataError(f"{reference}: no such sample", f"known: {known}")
+    if error := missing_column(reference, columns, ("text", "label", "entities", "intents")):
         raise error
+    found = made("train" if split == "train" else "test")
     rows = (
-        (number, row.text, [row.entities if name == "entities" else row.label for name in columns.labels])
-        for number, row in enumerate(found, start=1)
+        (number, row.text, [getattr(row, name) for name in columns.labels]) for number, row in enumerate(found, start=1)
     )
     return table_from_rows(reference, "row", columns, rows)
 

@@ -28,7 +28,7 @@ from deploykit.artifacts.digest import digest_json, digest_tree
 from deploykit.data.dataset import LabelledData, hold_out, load_training_data
 from deploykit.data.readers import read_rows
 from deploykit.data.table import Columns
-from deploykit.errors import ModelError, UsageError
+from deploykit.errors import UsageError
 from deploykit.events import Listener, ignore
 from deploykit.export.compatibility import preflight
 from deploykit.latency.measure import Samples, measure, spread_over
@@ -43,7 +43,7 @@ from deploykit.pipeline.reproducer import write_reproducer
 from deploykit.pipeline.stages import package_settings
 from deploykit.recipe import Finetune, Goal, Package, Prune, Quantize
 from deploykit.runners import target_from_text
-from deploykit.runners.checkpoint import resolve_model
+from deploykit.runners.checkpoint import resolve_model, resolve_or_error
 from deploykit.runners.labels import labels_from_folder
 from deploykit.tasks import find_task
 from deploykit.triton.package import build_package
@@ -91,6 +91,7 @@ def finetune_alone(
     task: str,
     seed: int,
     trust_pickle: bool = False,
+    track: Sequence[str] = (),
     listener: Listener = ignore,
 ) -> FinetuneResult:
     """Fine-tune a model on a data file and write the checkpoint folder `out`.
@@ -105,24 +106,31 @@ def finetune_alone(
         task: its name.
         seed: of every random choice.
         trust_pickle: load pickled weights.
+        track: what hears of the curves: tensorboard, wandb, mlflow; files go to `OUT.tracking`.
         listener: hears of progress.
     """
     from deploykit.train.finetune import finetune
+    from deploykit.train.lesson import lesson_from_teacher
     from deploykit.train.processes import is_main_process
+    from deploykit.train.tracking import Tracking
 
     reference = resolve_model(model, Path())
-    if reference.location is None:
-        raise ModelError(f"{model} is not on this machine", "check the name, or give a folder")
+    location = resolve_or_error(model, Path())
     data = load_training_data(train, validation, _columns(columns, task), seed)
     # The workspace belongs to this model, data and these settings alone: other ones do not go on from it.
     rows = _rows(data)
+    lesson = None
+    if settings.teacher is not None:
+        teacher = resolve_or_error(settings.teacher, Path())
+        lesson = lesson_from_teacher(settings, teacher, location, data.label_names)
+        rows.append(dict(digest_tree(teacher)))
     key = digest_json([reference.identity, settings.model_dump(mode="json"), task, seed, *rows])
     workspace = out.absolute().with_name(f"{out.name}.work") / key[:16]
     # Under torchrun one process writes; the others only train with it.
     main = is_main_process()
     with new_folder(out) if main else contextlib.nullcontext(workspace) as folder:
         result = finetune(
-            reference.location,
+            location,
             data,
             settings,
             find_task(task),
@@ -130,6 +138,10 @@ def finetune_alone(
             workspace=workspace,
             seed=seed,
             trust_pickle=trust_pickle,
+            lesson=lesson,
+            tracking=Tracking(tuple(track), out.absolute().with_name(f"{out.name}.tracking"), out.name)
+            if track
+            else None,
             listener=listener,
         )
     if main:

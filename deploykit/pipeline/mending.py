@@ -145,7 +145,7 @@ def _precision(reference: Target, candidate: Target) -> Precision:
     precision = None if anatomies[1] is None else anatomies[1].precision
     if reference.kind == "onnxruntime" and (anatomies[0] is None or anatomies[0].precision != "fp32"):
         raise UsageError(f"{reference.location} is not float32: nothing better can be made of it", "name a checkpoint")
-    if precision not in _SCHEMES:
+    if precision is None or precision not in _SCHEMES:
         raise UsageError(f"a model in {precision or 'unknown precision'} can't be made again", "quantize it anew")
     return precision
 

@@ -110,6 +110,8 @@ def make_plan(recipe: Recipe, base: Path, *, download: bool = True) -> Plan:
     files = {part: data_identity(data[part], base) for part in DATA_FILES if isinstance(data[part], str)}
     machine: dict[str, JsonValue] = {"instruction_set": instruction_set(), "cores": usable_cores()}
     model = resolve_model(recipe.model, base, download=download).identity
+    teacher = recipe.finetune.teacher
+    taught = {} if teacher is None else {"teacher": resolve_model(teacher, base, download=download).identity}
     task: dict[str, JsonValue] = {"task": recipe.task}
     settings: dict[Stage, dict[str, JsonValue]] = {
         "data": task
@@ -122,7 +124,8 @@ def make_plan(recipe: Recipe, base: Path, *, download: bool = True) -> Plan:
         | {part: data[part] for part in ("test", "validation") if part not in files},
         "finetune": task
         | {"model": model, "seed": recipe.seed, "trust_pickle": recipe.trust_pickle}
-        | dump["finetune"],
+        | dump["finetune"]
+        | taught,
         "prune": task
         | {limit: dump["goal"][limit] for limit in ("speedup", "p50_ms", "p99_ms", "size_mb")}
         | {"seed": recipe.seed, "finetune": dump["finetune"], "quantize": dump["quantize"]}

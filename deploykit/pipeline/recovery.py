@@ -100,6 +100,8 @@ class Recovery:
                     "epochs": epochs,
                     "learning_rate": self.settings.learning_rate,
                     "strategy": "full",
+                    "layer_decay": 1.0,
+                    "augment": (),
                     "dropout": 0.0,
                     "freeze_embeddings": self.freeze_embeddings,
                 }

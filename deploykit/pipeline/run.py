@@ -28,7 +28,7 @@ from deploykit.pipeline.stages import CACHED_STAGES
 from deploykit.recipe import Recipe
 from deploykit.recipe.machine import check_machine
 from deploykit.report.page import write_report
-from deploykit.report.result import Figures, GoalOutcome, RunResult, Shipped, exit_code_of, model_size_mb
+from deploykit.report.result import Figures, GoalOutcome, Learned, RunResult, Shipped, exit_code_of, model_size_mb
 from deploykit.runners import Target
 
 WORKSPACE = Path(".deploykit")
@@ -223,6 +223,7 @@ def _result(
         ),
         goal=goals,
         candidates=pruned_candidates(context.info("prune")) if context.recipe.prunes else (),
+        learned=_learned(context.info("finetune")),
         scheme=str(context.info("quantize").get("variant", "")),
         messages=0 if reference is None else reference.n,
         stolen=0.0 if reference is None else reference.stolen,
@@ -234,6 +235,10 @@ def _result(
         report=str((context.store.root.parent / "reports" / f"{context.recipe.name}.html").absolute()),
         exit_code=int(exit_code_of(parity.verdict, goals)),
     )
+
+
+def _learned(info: Mapping[str, object]) -> Learned:
+    return Learned.model_validate({"loss": info.get("curve", ()), "metric": info.get("watched", ())}, strict=False)
 
 
 def _figures(name: str, value: float | None, samples: Samples | None, folder: Path) -> Figures:

@@ -13,7 +13,6 @@ from typing import Any
 
 from deploykit.artifacts.store import Draft
 from deploykit.data.dataset import load_data
-from deploykit.errors import ModelError
 from deploykit.events import Warn
 from deploykit.pipeline.choice import choose_variant, sampled
 from deploykit.pipeline.context import Context
@@ -49,16 +48,21 @@ def _make_data(context: Context, draft: Draft) -> str:
 
 
 def _make_finetune(context: Context, draft: Draft) -> str:
-    from deploykit.runners.checkpoint import resolve_model
+    from deploykit.runners.checkpoint import resolve_or_error
     from deploykit.tasks.pruned import check_prunable
     from deploykit.train.finetune import finetune
+    from deploykit.train.lesson import lesson_from_teacher
+    from deploykit.train.tracking import Tracking
 
     recipe, key = context.recipe, context.plan.step("finetune").key
-    location = resolve_model(recipe.model, context.base).location
-    if location is None or key is None:
-        raise ModelError(f"{recipe.model} is not on this machine", "check the name, or give a folder")
+    assert key is not None
+    location = resolve_or_error(recipe.model, context.base)
     if recipe.prunes:
         check_prunable(location)  # before it is trained for nothing
+    lesson = None
+    if recipe.finetune.teacher is not None:
+        teacher = resolve_or_error(recipe.finetune.teacher, context.base)
+        lesson = lesson_from_teacher(recipe.finetune, teacher, location, context.data().label_names)
     result = finetune(
         location,
         context.data(),
@@ -68,6 +72,8 @@ def _make_finetune(context: Context, draft: Draft) -> str:
         workspace=context.store.workspace("finetune", key),
         seed=recipe.seed,
         trust_pickle=recipe.trust_pickle,
+        lesson=lesson,
+        tracking=Tracking(recipe.track, context.store.root.parent / "tracking", recipe.name) if recipe.track else None,
         listener=context.listener,
     )
     draft.info.update(json.loads(json.dumps(dataclasses.asdict(result))))

@@ -22,7 +22,7 @@ __all__ = [
 import re
 from collections.abc import Mapping
 from importlib.metadata import entry_points
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -155,9 +155,32 @@ class Finetune(Section):
 
     epochs: Positive = Field(default=4.0, description="Passes over the training rows.")
     learning_rate: float = Field(default=1e-4, gt=0, le=1, description="The highest learning rate.")
-    strategy: Literal["full", "head"] = Field(
-        default="full", description="What is trained: all layers, or only the classification head."
+    strategy: Literal[
+        "full",
+        "head",
+        "last_layers",
+        "gradual",
+        "bias",
+        "lora",
+        "dora",
+        "adalora",
+        "ia3",
+        "loha",
+        "lokr",
+        "oft",
+        "layer_norm",
+    ] = Field(
+        default="full",
+        description="What is trained: all layers; the head; the upper layers; the head first and a layer more at a "
+        "time; all biases; the normalizations; or an adapter of peft beside the head, which is merged in the end.",
     )
+    trained_layers: Count = Field(default=2, description="How many upper layers strategy last_layers trains.")
+    layer_decay: float = Field(
+        default=1.0, gt=0, le=1, description="How fast each layer learns, as a share of the one above it."
+    )
+    adapter_rank: Count = Field(default=8, description="Rank of the matrices of an adapter (IA3 has none).")
+    adapter_alpha: Count = Field(default=16, description="Scale of an adapter; over its rank it multiplies.")
+    adapter_dropout: float = Field(default=0.0, ge=0, lt=1, description="Dropout in front of LoRA's matrices.")
     batch_size: Count = Field(default=32, description="Rows in a batch, on each device.")
     gradient_accumulation: Count = Field(default=1, description="Batches that make one step of the optimizer.")
     max_length: int = Field(default=128, ge=4, le=INT32_MAX, description="Tokens that a message is truncated to.")
@@ -168,6 +191,33 @@ class Finetune(Section):
         default="linear", description="How the learning rate falls after the warm-up."
     )
     label_smoothing: float = Field(default=0.0, ge=0, lt=1, description="Probability given to the other labels.")
+    class_weights: Literal["none", "balanced"] = Field(
+        default="none", description="What a mistake costs; balanced: rare classes count as much as frequent ones."
+    )
+    focal_gamma: float = Field(
+        default=0.0, ge=0, le=10, description="How little easy messages count (focal loss); 0: as much as hard ones."
+    )
+    r_drop: float = Field(
+        default=0.0, ge=0, le=100, description="Weight of the divergence of two passes under dropout (R-Drop)."
+    )
+    adversarial: float = Field(
+        default=0.0, ge=0, le=100, description="Length of the step on embeddings that harms most (FGM); 0: none."
+    )
+    augment: tuple[Literal["typos", "word_dropout", "synonyms"], ...] = Field(
+        default=(), strict=False,
+        description="How copies of the training messages are altered: misspelt words, words left out, pieces replaced "
+        "by their neighbours in the embedding.",
+    )  # fmt: skip
+    augment_copies: Count = Field(default=1, description="Altered copies of each training message, with augment.")
+    teacher: Text | None = Field(
+        default=None,
+        description="A larger model, fine-tuned on the same labels, to learn from too: a folder; absent: none. It has "
+        "the same tokenizer.",
+    )
+    teacher_weight: float = Field(
+        default=0.5, gt=0, le=1, description="Of the teacher's answers; labels have the rest."
+    )
+    teacher_temperature: Positive = Field(default=2.0, description="What softens the teacher's answers.")
     early_stopping: Count | None = Field(
         default=None, description="Epochs without a better validation metric before training stops; absent: never."
     )
@@ -184,6 +234,17 @@ class Finetune(Section):
     gradient_checkpointing: bool = Field(
         default=False, description="Whether activations are computed again to save memory."
     )
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        if self.teacher is not None:
+            strange = [name for name in ("class_weights", "focal_gamma", "r_drop", "adversarial", "label_smoothing")
+                       if getattr(self, name) != type(self).model_fields[name].default]  # fmt: skip
+            if strange:
+                raise ValueError(f"a teacher's answers leave no room for {', '.join(strange)}: leave out one of both")
+        if self.gradient_checkpointing and self.adversarial:
+            raise ValueError("adversarial needs the embeddings' slope, which gradient_checkpointing drops: use one")
+        return self
 
 
 class GoalTarget(Section):
@@ -378,6 +439,10 @@ class Recipe(Section):
         default=False,
         description="Whether weights in pickle files are loaded. Such a file can run any code.",
     )
+    track: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = Field(
+        default=(), strict=False,
+        description="What hears of the fine-tuning's curves; files go to tracking/ in the workspace.",
+    )  # fmt: skip
     data: Data = Field(description="The labelled messages.")
     finetune: Finetune = Field(default=Finetune(), description="How the model is trained.")
     goal: Goal = Field(default=Goal(), description="What the shipped model must reach.")

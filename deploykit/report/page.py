@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from deploykit import __version__
 from deploykit.artifacts.atomic import disk_errors, write_atomic
 from deploykit.report.bars import layer_bars
+from deploykit.report.learning import CURVE_HEIGHT, CURVE_WIDTH, learning_curves
 from deploykit.report.table import DASH, figure_rows, in_percent, in_points
 
 if TYPE_CHECKING:
@@ -124,6 +125,9 @@ def _page(result: RunResult, parity: ParityReport) -> str:
         rows=figure_rows(result),
         layers=layer_bars(parity),
         bars=_bars(result),
+        curves=learning_curves(result.learned, result.metric),
+        curve_width=CURVE_WIDTH,
+        curve_height=CURVE_HEIGHT,
         bar_height=_BAR,
         names_width=_NAMES,
         chart_width=_CHART,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ["Figures", "GoalOutcome", "PrunedCandidate", "RunResult", "Shipped", "exit_code_of", "model_size_mb"]
+__all__ = [
+    "Figures", "GoalOutcome", "Learned", "PrunedCandidate", "RunResult", "Shipped", "exit_code_of", "model_size_mb",
+]  # fmt: skip
 
 from pathlib import Path
 from typing import Literal
@@ -86,6 +88,13 @@ class PrunedCandidate(_Model):
     chosen: bool
 
 
+class Learned(_Model):
+    """How the fine-tuning went: (step, value) as it was logged."""
+
+    loss: tuple[tuple[int, float], ...] = Field(description="in training, the mean since the last one")
+    metric: tuple[tuple[int, float], ...] = Field(description="on validation, a fraction")
+
+
 class RunResult(_Model):
     """What `deploykit run` prints."""
 
@@ -100,6 +109,7 @@ class RunResult(_Model):
     shipped: Shipped
     goal: tuple[GoalOutcome, ...]
     candidates: tuple[PrunedCandidate, ...] = Field(default=(), description="of pruning, the fastest first")
+    learned: Learned = Field(default=Learned(loss=(), metric=()), description="the learning curves of the fine-tuning")
     scheme: str = Field(description="how it was quantized")
     messages: int = Field(description="messages timed per form")
     stolen: float = Field(description="fraction of the CPU time that the host gave to others while timing")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["ModelReference", "resolve_model"]
+__all__ = ["ModelReference", "resolve_model", "resolve_or_error"]
 
 import re
 from base64 import urlsafe_b64decode
@@ -68,6 +68,18 @@ def resolve_model(reference: str, base: Path, *, download: bool = True) -> Model
     if hub is None or ".." in reference or reference.startswith((".", "/")):
         raise ModelError(f"there is no folder {reference}", "name a folder, a hub id such as org/name, or package:NAME")
     return _resolve_hub(reference, hub["repository"], hub["revision"], download)
+
+
+def resolve_or_error(reference: str, base: Path) -> Path:
+    """The checkpoint folder of the model that `reference` means, downloaded where it has to be.
+
+    Raises:
+        ModelError: as `resolve_model`, or it is not on this machine.
+    """
+    location = resolve_model(reference, base).location
+    if location is None:
+        raise ModelError(f"{reference} is not on this machine", "check the name, or give a folder")
+    return location
 
 
 def _identity_from_digests(digests: dict[str, str]) -> str:

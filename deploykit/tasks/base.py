@@ -114,6 +114,11 @@ class Task(Protocol):
         ...
 
     @property
+    def several(self) -> bool:
+        """Whether a message may have several labels or none: a sigmoid for each logit, and not a softmax over all."""
+        ...
+
+    @property
     def served(self) -> tuple[ServedOutput, ...]:
         """What the text model answers, beside that output."""
         ...
@@ -154,6 +159,15 @@ class Task(Protocol):
             predictions: the output for all messages.
             targets: as they were trained on, -100 where there is none.
             label_names: what the model's outputs are called.
+        """
+        ...
+
+    def shift(self, predictions: NDArray[Any], targets: NDArray[Any]) -> float:
+        """What is taken off all logits after the training, through the head's bias; 0 where nothing is.
+
+        Args:
+            predictions: the output for the validation split.
+            targets: as they were trained on.
         """
         ...
 

@@ -50,6 +50,7 @@ class TextClassification:
     metric = "accuracy"
     output = "logits"
     per_token = False
+    several = False
     served = (ServedOutput("label", "BYTES", (-1,)), ServedOutput("score", "FP32", (-1,)))
 
     def label_form(self, columns: str | Sequence[str]) -> OneClass:
@@ -92,6 +93,10 @@ class TextClassification:
             "accuracy": float(np.mean(predicted == targets)),
             "macro_f1": float(f1_score(targets, predicted, average="macro", zero_division=0.0)),
         }
+
+    def shift(self, predictions: NDArray[Any], targets: NDArray[Any]) -> float:
+        """0: the likeliest label is the answer."""
+        return 0.0
 
     def answers(self, outputs: Outputs, label_names: Sequence[str], top_k: int = 1) -> list[Answer]:
         """The `top_k` labels of each item with their probabilities, best first; ties go to the lower index."""

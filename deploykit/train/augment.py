@@ -1,24 +1,123 @@
-"""More messages like those of the data, for a teacher to answer: words left out, swapped, replaced by their like.
+"""More messages like those of the data: words misspelt, left out, swapped, replaced by their like.
 
+Those that keep their label are for any training; those that may not are for a teacher to answer.
 The replacement by neighbours in the embedding is that of TinyBERT (Jiao et al. 2020, section 3.3 and appendix), over
 token ids; joining the halves of two messages gives what lies between their labels.
 """
 
 from __future__ import annotations
 
-__all__ = ["altered_rows", "nearest_pieces"]
+__all__ = ["altered_rows", "altered_texts", "labelled_copies", "nearest_pieces", "with_neighbours"]
 
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from deploykit.data.dataset import LabelledData
+from deploykit.errors import TrainingError
+from deploykit.recipe import Finetune
+from deploykit.tasks import Task
+from deploykit.train.rows import Row, training_rows
 
 _NEIGHBOURS = 8
 _JOIN = 0.3
 """Of the rows are the start of one message and the end of another."""
 _DROP, _REPLACE, _SWAP = 0.08, 0.15, 0.05
 """Of the pieces of a row."""
+_SLIP, _LEFT_OUT, _LIKE = 0.1, 0.1, 0.1
+"""Of the words, and of the pieces, of a message that keeps its label."""
+_LETTERS = re.compile(r"[^\W\d_]{4,}")
+
+
+def labelled_copies(
+    rows: Sequence[Row], data: LabelledData, settings: Finetune, task: Task, tokenizer: Any, network: Any, seed: int
+) -> list[Row]:
+    """Altered copies of the training rows, which keep their labels.
+
+    Args:
+        rows: of the training messages.
+        data: whose training messages they are.
+        settings: `augment` and `augment_copies`.
+        task: what the model learns.
+        tokenizer: the model's.
+        network: the model, whose embedding says what is alike.
+        seed: of every choice.
+
+    Raises:
+        TrainingError: the labels say where in the text something is, and the text would change.
+    """
+    in_text = sorted({"typos", "word_dropout"} & set(settings.augment))
+    if in_text and task.per_token:
+        raise TrainingError(
+            f"finetune.augment={','.join(in_text)} moves the words that {task.name} has labels for", "use synonyms"
+        )
+    nearest = None
+    if "synonyms" in settings.augment:
+        used = sorted({piece for row in rows for piece in row["input_ids"]})
+        nearest = nearest_pieces(network.get_input_embeddings().weight.detach(), used, tokenizer.all_special_ids)
+    found: list[Row] = []
+    for copy in range(settings.augment_copies):
+        made = list(rows)
+        if in_text:
+            altered = altered_texts(data.train.texts, in_text, [seed, copy])
+            made = training_rows(tokenizer, network, altered, task, data.train.labels or (), data.label_names)
+        if nearest is not None:
+            ids = with_neighbours([row["input_ids"] for row in made], nearest, [seed, copy])
+            made = [row | {"input_ids": each} for row, each in zip(made, ids, strict=True)]
+        found += made
+    return found
+
+
+def altered_texts(texts: Sequence[str], kinds: Collection[str], seed: Sequence[int]) -> list[str]:
+    """A copy of each message that still says the same.
+
+    Args:
+        texts: the messages.
+        kinds: `typos`: a tenth of the words has two letters swapped, one left out or one doubled, the first never;
+            `word_dropout`: a tenth of the words is left out, one stays.
+        seed: of every choice.
+    """
+    random = np.random.default_rng(seed)
+    found = []
+    for text in texts:
+        altered, words = text, text.split()
+        if "word_dropout" in kinds and words:
+            kept = random.random(len(words)) >= _LEFT_OUT
+            kept[random.integers(len(words))] = True
+            altered = " ".join(word for word, stays in zip(words, kept, strict=True) if stays)
+        if "typos" in kinds:
+            altered = _LETTERS.sub(lambda word: _slip(word[0], random) if random.random() < _SLIP else word[0], altered)
+        found.append(altered)
+    return found
+
+
+def _slip(word: str, random: np.random.Generator) -> str:
+    place = int(random.integers(1, len(word) - 1))
+    before, letter, after = word[:place], word[place], word[place + 1 :]
+    return (before + after[0] + letter + after[1:], before + after, before + 2 * letter + after)[random.integers(3)]
+
+
+def with_neighbours(
+    rows: Sequence[Sequence[int]], neighbours: NDArray[np.int64], seed: Sequence[int]
+) -> list[list[int]]:
+    """The rows with a tenth of the pieces replaced by one of their neighbours: as long, piece by piece.
+
+    Args:
+        rows: token ids.
+        neighbours: [pieces, k], as `nearest_pieces` gives them.
+        seed: of every choice.
+    """
+    random = np.random.default_rng(seed)
+    return [
+        [
+            int(neighbours[piece, random.integers(0, neighbours.shape[1])]) if random.random() < _LIKE else int(piece)
+            for piece in row
+        ]
+        for row in rows
+    ]
 
 
 def altered_rows(

@@ -135,7 +135,8 @@ def distillation_loss(outputs: Any, batch: Mapping[str, Any], output: str, setti
 
     Args:
         outputs: the student's, with hidden states where they count.
-        batch: with `attention_mask`, `labels` (-100 where there is none), `teacher_logits` and `teacher_hidden` (padded
+        batch: with `attention_mask`, `labels` (-100 where there is none; floats where a message may have several
+            classes, each then judged by itself), `teacher_logits` and `teacher_hidden` (padded
             to the batch's length).
         output: the name of the logits.
         settings: what to learn.
@@ -144,6 +145,12 @@ def distillation_loss(outputs: Any, batch: Mapping[str, Any], output: str, setti
 
     heat = settings.temperature
     logits, wanted, labels = outputs[output].float(), batch["teacher_logits"], batch["labels"]
+    if labels.is_floating_point():  # each label a question of its own
+        soft = functional.binary_cross_entropy_with_logits(logits / heat, (wanted / heat).sigmoid(), reduction="none")
+        real = (labels[:, :1] >= 0).float()
+        costs = functional.binary_cross_entropy_with_logits(logits, labels.clamp_min(0.0), reduction="none") * real
+        loss = settings.soft_weight * heat**2 * soft.mean() + (1 - settings.soft_weight) * costs.mean()
+        return loss + _hidden_loss(outputs, batch, settings)
     if logits.ndim == 3:  # an answer for each token: those of the padding teach nothing
         real = batch["attention_mask"].bool()
         logits, wanted, labels = logits[real], wanted[real], labels[real]
@@ -155,11 +162,16 @@ def distillation_loss(outputs: Any, batch: Mapping[str, Any], output: str, setti
     )
     hard = functional.cross_entropy(logits, labels, reduction="sum") / len(labels)
     loss = settings.soft_weight * heat**2 * soft + (1 - settings.soft_weight) * hard
-    if settings.hidden_weight:
-        mask = batch["attention_mask"].unsqueeze(-1).float()
-        difference = (outputs.hidden_states[-1].float() - batch["teacher_hidden"]) * mask
-        loss = loss + settings.hidden_weight * difference.square().sum() / (mask.sum() * difference.shape[-1])
-    return loss
+    return loss + _hidden_loss(outputs, batch, settings)
+
+
+def _hidden_loss(outputs: Any, batch: Mapping[str, Any], settings: Distillation) -> Any:
+    """The cost of hidden states that differ over real tokens; 0 where they don't count."""
+    if not settings.hidden_weight:
+        return 0.0
+    mask = batch["attention_mask"].unsqueeze(-1).float()
+    difference = (outputs.hidden_states[-1].float() - batch["teacher_hidden"]) * mask
+    return settings.hidden_weight * difference.square().sum() / (mask.sum() * difference.shape[-1])
 
 
 def with_teacher(pad: Callable[..., Any], teacher: Teacher) -> Callable[[Sequence[Mapping[str, Any]]], Any]:

@@ -20,12 +20,25 @@ from deploykit.runners.tokenize import max_length_from_folder
 from deploykit.runners.untrusted import check_checkpoint
 from deploykit.tasks import Task
 from deploykit.tasks.quiet import quiet_transformers
+from deploykit.train.augment import labelled_copies
 from deploykit.train.checkpoints import last_complete
 from deploykit.train.distill import with_teacher
 from deploykit.train.dropout import cheap_dropout
 from deploykit.train.lesson import Lesson, taught, unlabelled_rows
+from deploykit.train.objective import objective_from_settings
 from deploykit.train.processes import is_main_process, on_cpu, processes
 from deploykit.train.rows import padding_collator, training_rows
+from deploykit.train.strategy import (
+    ADAPTERS,
+    Adapter,
+    adapt,
+    freeze,
+    layer_rates,
+    sharing_out,
+    trained_shares,
+    unfreezing,
+)
+from deploykit.train.tracking import Tracking, tracked
 from deploykit.train.trainer import NAN_HINT, interrupts, trainer_class, watching
 
 
@@ -37,6 +50,7 @@ class FinetuneResult:
         metrics: every metric of the task on the validation split, fractions.
         steps: optimizer steps made.
         curve: (step, training loss) as logged.
+        watched: (step, the task's metric on validation) at each epoch's end.
         trainable: parameters trained.
         parameters: parameters in all.
         resumed_from: the step that this call went on from, 0 for a fresh start.
@@ -47,6 +61,7 @@ class FinetuneResult:
     metrics: Mapping[str, float]
     steps: int
     curve: tuple[tuple[int, float], ...]
+    watched: tuple[tuple[int, float], ...]
     trainable: int
     parameters: int
     resumed_from: int
@@ -65,6 +80,7 @@ def finetune(
     seed: int = 0,
     trust_pickle: bool = False,
     lesson: Lesson | None = None,
+    tracking: Tracking | None = None,
     stage: str = "finetune",
     listener: Listener = ignore,
 ) -> FinetuneResult:
@@ -83,6 +99,7 @@ def finetune(
         seed: of the new head, the order of the data, and dropout.
         trust_pickle: load pickled weights, which can run code.
         lesson: learn from a teacher too.
+        tracking: what hears of the curves.
         stage: what progress is reported as.
         listener: hears of progress.
 
@@ -96,7 +113,7 @@ def finetune(
     workspace.mkdir(parents=True, exist_ok=True)
     if not is_main_process():
         listener = ignore  # one of them speaks for all
-    with quiet_transformers():
+    with quiet_transformers(), tracked(tracking) as report_to:
         set_seed(seed)
         tokenizer = _tokenizer(model, settings.max_length)
         network = _network(model, data.label_names, settings, task, trust_pickle=trust_pickle)
@@ -106,6 +123,8 @@ def finetune(
         }
         splits["validation"].sort(key=lambda row: len(row["input_ids"]))  # batches of like lengths pad little
         epochs = settings.epochs
+        if settings.augment:
+            splits["train"] += labelled_copies(splits["train"], data, settings, task, tokenizer, network, seed)
         if lesson is not None:
             labelled = len(splits["train"])
             splits["train"] += unlabelled_rows(lesson, tokenizer, network, task, splits["train"])
@@ -114,16 +133,30 @@ def finetune(
             len(splits["train"]) / (settings.batch_size * settings.gradient_accumulation * processes().num_processes)
         )
         total = math.ceil(steps_per_epoch * epochs)
+        adapter = adapt(network, settings, total) if settings.strategy in ADAPTERS else None
         watch = watching(steps_per_epoch, total, task.metric, stage, listener)
         collate: Any = padding_collator(tokenizer)
         distillation = None
         if lesson is not None:
-            distillation = taught(lesson, splits["train"], task, collate, workspace, listener)
+            distillation = taught(lesson, splits["train"], task, collate, workspace, stage=stage, listener=listener)
             collate = with_teacher(collate, distillation.teacher)
             splits["train"] = [row | {"row": number} for number, row in enumerate(splits["train"])]
-        trainer = trainer_class(steps_per_epoch, task.output, distillation)(
+        objective = objective_from_settings(settings, task, splits["train"], len(data.label_names))
+        grouped = settings.layer_decay < 1 or settings.strategy == "gradual"
+        rates = layer_rates(network, settings) if grouped else None
+        trainer = trainer_class(steps_per_epoch, objective, distillation, adapter, rates)(
             model=network,
-            args=_arguments(settings, task, workspace, seed=seed, epochs=epochs, total=total),
+            args=_arguments(
+                settings,
+                task,
+                workspace,
+                seed=seed,
+                epochs=epochs,
+                total=total,
+                smoothed_here=objective.plain,
+                report_to=report_to,
+                run_name=None if tracking is None else tracking.name,
+            ),
             train_dataset=splits["train"],
             eval_dataset=splits["validation"],
             data_collator=collate,
@@ -131,10 +164,10 @@ def finetune(
             compute_metrics=lambda prediction: dict(
                 task.metrics(prediction.predictions, prediction.label_ids, data.label_names)
             ),
-            callbacks=[watch, *_early_stopping(settings.early_stopping)],
+            callbacks=[watch, *_early_stopping(settings.early_stopping), *_steering(network, settings, adapter, total)],
         )
         trainer.remove_callback(_printer())
-        start = last_complete(workspace, listener)
+        start = None if adapter is not None and adapter.adaptive else last_complete(workspace, listener)
         resumed_from = int(start.name.rpartition("-")[2]) if start else 0
         if start:
             listener(Note(f"going on from training step {resumed_from} of {total}"))
@@ -144,18 +177,20 @@ def finetune(
             trainer.train(resume_from_checkpoint=str(start) if start else None)
         if watch.interrupted:
             raise KeyboardInterrupt
-        metrics = _final_metrics(trainer, splits["validation"], task, data.label_names)
+        metrics = _final_metrics(trainer, network, splits["validation"], task, data.label_names)
+        trainable, count = trained_shares(list(network.parameters()))
+        network = network if adapter is None else adapter.merged()
         if trainer.is_world_process_zero():
             out.mkdir(parents=True, exist_ok=True)
             network.float().save_pretrained(out)
             tokenizer.save_pretrained(out)
-    parameters = list(network.parameters())
     return FinetuneResult(
         metrics=metrics,
         steps=trainer.state.global_step,
-        curve=tuple((entry["step"], entry["loss"]) for entry in trainer.state.log_history if "loss" in entry),
-        trainable=sum(value.numel() for value in parameters if value.requires_grad),
-        parameters=sum(value.numel() for value in parameters),
+        curve=_logged(trainer, "loss"),
+        watched=_logged(trainer, f"eval_{task.metric}"),
+        trainable=trainable,
+        parameters=count,
         resumed_from=resumed_from,
         device=str(trainer.args.device),
         precision=_precision(settings.precision),
@@ -193,11 +228,14 @@ def _network(model: Path, labels: Sequence[str], settings: Finetune, task: Task,
         dtype=torch.float32,  # master weights; autocast computes in `precision`
         **_dropout(model, settings.dropout),
     )
-    _freeze(network, settings)
+    freeze(network, settings)
     return network
 
 
-def _arguments(settings: Finetune, task: Task, workspace: Path, *, seed: int, epochs: float, total: int) -> Any:
+def _arguments(
+    settings: Finetune, task: Task, workspace: Path, *, seed: int, epochs: float, total: int, smoothed_here: bool,
+    report_to: list[str], run_name: str | None,
+) -> Any:  # fmt: skip
     import torch
     from transformers import TrainingArguments
 
@@ -216,7 +254,7 @@ def _arguments(settings: Finetune, task: Task, workspace: Path, *, seed: int, ep
         weight_decay=settings.weight_decay,
         warmup_steps=math.ceil(total * settings.warmup),
         lr_scheduler_type=settings.scheduler,
-        label_smoothing_factor=settings.label_smoothing,
+        label_smoothing_factor=settings.label_smoothing if smoothed_here else 0.0,
         optim=_optimizer(settings.optimizer),
         bf16=precision == "bf16",
         use_cpu=on_cpu(),  # else bf16 is taken for a mistake there, and torchrun's processes train each alone
@@ -234,21 +272,47 @@ def _arguments(settings: Finetune, task: Task, workspace: Path, *, seed: int, ep
         disable_tqdm=True,
         log_level="error",
         remove_unused_columns=False,  # the collator takes a row's number; `training_rows` has removed the others
-        report_to=[],
+        report_to=report_to,
+        run_name=run_name,
         seed=seed,
         **checkpointing,
     )
 
 
-def _final_metrics(trainer: Any, validation: Any, task: Task, names: Sequence[str]) -> dict[str, float]:
-    """The loss and every metric of the task on the validation split."""
+def _final_metrics(trainer: Any, network: Any, validation: Any, task: Task, names: Sequence[str]) -> dict[str, float]:
+    """The loss and every metric of the task on the validation split, the head moved to where 0 decides."""
     prediction = trainer.predict(validation)
     metrics = {"loss": float(prediction.metrics["test_loss"])}
-    metrics |= task.metrics(prediction.predictions, prediction.label_ids, names)
+    shift = task.shift(prediction.predictions, prediction.label_ids)
+    if shift:
+        _move_head(network, shift, len(names))
+    metrics |= task.metrics(prediction.predictions - shift, prediction.label_ids, names)
     for name, value in metrics.items():
         if not math.isfinite(value):
             raise TrainingError(f"{name} is not a number after step {trainer.state.global_step}", NAN_HINT)
     return metrics
+
+
+def _move_head(network: Any, shift: float, outputs: int) -> None:
+    """Take `shift` off all logits, through the bias of the layer that gives them.
+
+    Raises:
+        TrainingError: there is no such bias.
+    """
+    import torch
+
+    heads = [each for each in network.modules() if isinstance(each, torch.nn.Linear) and each.out_features == outputs]
+    if not heads or heads[-1].bias is None:
+        raise TrainingError(
+            f"{type(network).__name__} has no bias in its last layer, which would hold the threshold",
+            "use an encoder of the BERT kind",
+        )
+    with torch.no_grad():
+        heads[-1].bias.sub_(shift)
+
+
+def _logged(trainer: Any, name: str) -> tuple[tuple[int, float], ...]:
+    return tuple((entry["step"], entry[name]) for entry in trainer.state.log_history if name in entry)
 
 
 def _precision(asked: str) -> str:
@@ -279,14 +343,15 @@ def _dropout(model: Path, dropout: float | None) -> dict[str, float]:
     return {key: dropout for key in _DROPOUTS if hasattr(config, key)}
 
 
-def _freeze(network: Any, settings: Finetune) -> None:
-    """Freeze what is not to be trained: all but the head, or the embeddings, whose dense gradient costs most."""
-    if settings.strategy == "head":
-        for value in network.base_model.parameters():
-            value.requires_grad = False
-    elif settings.freeze_embeddings:
-        for value in getattr(network.base_model, "embeddings", network.get_input_embeddings()).parameters():
-            value.requires_grad = False
+def _steering(network: Any, settings: Finetune, adapter: Adapter | None, total: int) -> list[Any]:
+    """The callbacks of what is trained when."""
+    if adapter is not None and adapter.adaptive:
+        return [sharing_out(adapter)]
+    if settings.strategy == "gradual":
+        if processes().num_processes > 1:
+            raise TrainingError("finetune.strategy=gradual runs in one process", "train without torchrun")
+        return [unfreezing(network, settings, total)]
+    return []
 
 
 def _printer() -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Lesson", "taught", "unlabelled_rows"]
+__all__ = ["Lesson", "lesson_from_teacher", "taught", "unlabelled_rows"]
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from deploykit.artifacts.digest import digest_json, digest_tree
+from deploykit.errors import ModelError
 from deploykit.events import Listener
+from deploykit.recipe import Finetune
+from deploykit.runners.labels import labels_from_folder
 from deploykit.runners.untrusted import check_checkpoint
 from deploykit.tasks import Task
 from deploykit.train.distill import Distillation, teach
@@ -43,7 +46,37 @@ class Lesson:
     seed: int = 0
 
 
-def taught(lesson: Lesson, rows: Any, task: Task, pad: Any, workspace: Path, listener: Listener) -> Distillation:
+def lesson_from_teacher(settings: Finetune, teacher: Path, model: Path, labels: Sequence[str]) -> Lesson:
+    """What a model learns from `finetune.teacher`, its answers softened.
+
+    Args:
+        settings: the recipe's `finetune` section.
+        teacher: the checkpoint folder of the larger model, fine-tuned.
+        model: the checkpoint folder of the model that learns.
+        labels: that it learns, in index order.
+
+    Raises:
+        ModelError: the teacher cuts text into other pieces, or knows other labels.
+    """
+    from transformers import AutoTokenizer
+
+    pieces = [AutoTokenizer.from_pretrained(each, trust_remote_code=False).get_vocab() for each in (teacher, model)]
+    if pieces[0] != pieces[1]:
+        raise ModelError(
+            f"the teacher {teacher} cuts text into other pieces than {model}", "use a teacher with the same vocabulary"
+        )
+    known = labels_from_folder(teacher)
+    if tuple(known) != tuple(labels):
+        raise ModelError(
+            f"the teacher {teacher} knows {len(known)} labels in its order, and the data has {len(labels)} others",
+            "fine-tune the teacher on this data first: deploykit finetune",
+        )
+    return Lesson(teacher, settings.teacher_temperature, settings.teacher_weight, hidden_weight=0.0)
+
+
+def taught(
+    lesson: Lesson, rows: Any, task: Task, pad: Any, workspace: Path, *, stage: str, listener: Listener
+) -> Distillation:
     """The teacher's answers to the rows, in their order, and what of them to learn.
 
     Raises:
@@ -57,21 +90,22 @@ def taught(lesson: Lesson, rows: Any, task: Task, pad: Any, workspace: Path, lis
     device = "cpu" if on_cpu() else processes().device
     folder = lesson.cache or workspace
     folder.mkdir(parents=True, exist_ok=True)
-    teacher = teach(model.to(device), rows, task.output, pad, folder, identity=identity, listener=listener)
+    teacher = teach(model.to(device), rows, task.output, pad, folder, identity=identity, stage=stage, listener=listener)
     return Distillation(teacher, lesson.temperature, lesson.soft_weight, lesson.hidden_weight)
 
 
 def unlabelled_rows(lesson: Lesson, tokenizer: Any, network: Any, task: Task, rows: Sequence[Row]) -> list[Row]:
     """Rows that only the teacher answers: messages without labels, and altered copies of all."""
-    found = training_rows(tokenizer, network, lesson.unlabelled, task, None, ()) if lesson.unlabelled else []
+    names = tuple(map(str, range(network.config.num_labels)))
+    found = training_rows(tokenizer, network, lesson.unlabelled, task, None, names) if lesson.unlabelled else []
     if lesson.copies:
         from deploykit.train.augment import altered_rows, nearest_pieces
 
         plain = [list(row["input_ids"]) for row in (*rows, *found)]
         used = sorted({piece for row in plain for piece in row})
         nearest = nearest_pieces(network.get_input_embeddings().weight.detach(), used, tokenizer.all_special_ids)
-        names = [name for name in rows[0] if name not in ("input_ids", "attention_mask", "labels")]
+        others = [name for name in rows[0] if name not in ("input_ids", "attention_mask", "labels")]
         for ids in altered_rows(plain, nearest, lesson.copies, lesson.seed):
-            row: Row = {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": unlabelled(ids, task.per_token)}
-            found.append(row | {name: [0] * len(ids) for name in names})
+            row: Row = {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": unlabelled(ids, task, len(names))}
+            found.append(row | {name: [0] * len(ids) for name in others})
     return found

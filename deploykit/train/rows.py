@@ -30,7 +30,7 @@ def training_rows(
         texts: the messages.
         task: what the model learns.
         labels: of the messages; None for rows that have none.
-        names: what the model's outputs are called.
+        names: what the model's outputs are called; their number is that of the classes.
 
     Raises:
         DataError: a label that is not among them.
@@ -44,7 +44,7 @@ def training_rows(
     encoded = tokenizer(list(texts), truncation=True, padding=False, return_offsets_mapping=task.per_token)
     taken = inspect.signature(network.forward).parameters
     if labels is None:
-        targets = [unlabelled(ids, task.per_token) for ids in encoded["input_ids"]]
+        targets = [unlabelled(ids, task, len(names)) for ids in encoded["input_ids"]]
     elif task.per_token:
         words = [word_spans(text, each) for text, each in zip(texts, encoded["offset_mapping"], strict=True)]
         targets = task.targets(labels, names, words)
@@ -56,9 +56,11 @@ def training_rows(
     ]
 
 
-def unlabelled(ids: Sequence[int], per_token: bool) -> int | list[int]:
+def unlabelled(ids: Sequence[int], task: Task, classes: int) -> int | list[int] | tuple[float, ...]:
     """The `labels` of a row that has none."""
-    return [NO_LABEL] * len(ids) if per_token else NO_LABEL
+    if task.several:
+        return (float(NO_LABEL),) * classes
+    return [NO_LABEL] * len(ids) if task.per_token else NO_LABEL
 
 
 def padding_collator(tokenizer: Any) -> Callable[[Sequence[Row]], Any]:

@@ -7,7 +7,7 @@ __all__ = ["NAN_HINT", "interrupts", "trainer_class", "watching"]
 import contextlib
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,30 @@ from deploykit.errors import TrainingError
 from deploykit.events import Listener, Progress
 from deploykit.train.checkpoints import seal
 from deploykit.train.distill import Distillation, distillation_loss
+from deploykit.train.objective import Objective
+from deploykit.train.strategy import Adapter
 
 NAN_HINT = "lower finetune.learning_rate, or use finetune.precision=fp32"
 _SAVE_EVERY_S = 60.0
 """Seconds of training between two checkpoints at least, so that a kill loses little and saving costs little."""
 
 
-def trainer_class(steps_per_epoch: int, output: str, distillation: Distillation | None) -> Any:
-    """The Trainer, that stops at the first loss that is not a number, and orders each epoch by seed and epoch alone."""
+def trainer_class(
+    steps_per_epoch: int,
+    objective: Objective,
+    distillation: Distillation | None = None,
+    adapter: Adapter | None = None,
+    rates: Sequence[Mapping[str, Any]] | None = None,
+) -> Any:
+    """The Trainer, that stops at the first loss that is not a number, and orders each epoch by seed and epoch alone.
+
+    Args:
+        steps_per_epoch: of the optimizer.
+        objective: what a batch costs.
+        distillation: what to learn from a teacher, in place of it.
+        adapter: what is trained beside the model.
+        rates: the optimizer's groups; None leaves them to the Trainer.
+    """
     import torch
     from transformers import Trainer
     from transformers.trainer_pt_utils import LengthGroupedSampler
@@ -43,12 +59,24 @@ def trainer_class(steps_per_epoch: int, output: str, distillation: Distillation 
             return loss
 
         def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **kwargs: Any) -> Any:
-            if distillation is None or "teacher_logits" not in inputs:
-                return super().compute_loss(model, inputs, return_outputs, **kwargs)
-            student = {key: value for key, value in inputs.items() if not key.startswith(("teacher_", "labels"))}
-            outputs = model(**student, output_hidden_states=bool(distillation.hidden_weight))
-            loss = distillation_loss(outputs, inputs, output, distillation)
+            if distillation is not None and "teacher_logits" in inputs:
+                student = {key: value for key, value in inputs.items() if not key.startswith(("teacher_", "labels"))}
+                outputs = model(**student, output_hidden_states=bool(distillation.hidden_weight))
+                loss = distillation_loss(outputs, inputs, objective.output, distillation)
+            elif objective.plain:
+                loss, outputs = super().compute_loss(model, inputs, True, **kwargs)
+            else:
+                loss, outputs = objective.loss(model, inputs)
+            if adapter is not None and adapter.penalty_weight and model.training:
+                loss = loss + adapter.penalty()
             return (loss, outputs) if return_outputs else loss
+
+        def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+            if rates is None or getattr(self, "optimizer", None) is not None:
+                return super().create_optimizer(*args, **kwargs)
+            kind, settings = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            self.optimizer = kind([dict(group) for group in rates], **settings)
+            return self.optimizer
 
         def _get_train_sampler(self, train_dataset: Any = None) -> Any:
             trainer = self

@@ -110,6 +110,7 @@ def write_package(repository: Path) -> None:
     for name in ("intents", "intents_onnx", "slow"):
         (repository / name / "1").mkdir(parents=True)
     save_model(repository / "intents_onnx" / "1" / "model.onnx")
+    (repository / "intents_onnx" / "labels.txt").write_text("\n".join(LABELS), encoding="utf-8")
     logits = Tensor("logits", "FP32", (len(LABELS),))
     write_config(
         repository / "intents_onnx",

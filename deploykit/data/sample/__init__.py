@@ -7,6 +7,6 @@ test, so that no model can know the test split by heart.
 
 from __future__ import annotations
 
-from .rows import OUT_OF_SCOPE, SampleRow, Span, support_rows, write_support_csv
+from .rows import OUT_OF_SCOPE, SampleRow, Span, intent_rows, support_rows, write_support_csv
 
-__all__ = ["OUT_OF_SCOPE", "SampleRow", "Span", "support_rows", "write_support_csv"]
+__all__ = ["OUT_OF_SCOPE", "SampleRow", "Span", "intent_rows", "support_rows", "write_support_csv"]

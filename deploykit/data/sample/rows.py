@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["OUT_OF_SCOPE", "SampleRow", "Span", "support_rows", "write_support_csv"]
+__all__ = ["OUT_OF_SCOPE", "SampleRow", "Span", "intent_rows", "support_rows", "write_support_csv"]
 
 import csv
 import json
@@ -22,6 +22,8 @@ OUT_OF_SCOPE = "out_of_scope"
 _ROWS = {"train": 136, "test": 62}
 """Rows of an intent; out of scope, being of all kinds, has twice as many."""
 _UNSAID = re.compile(r"[\W_]+")
+_BETWEEN = (" ", " also, ", " and ", ". Another thing: ", " ... ", "\n", ". ")
+"""What stands between the two halves of a message that asks for two things."""
 _MIN_WORDS, _MAX_WORDS = 2, 60
 
 
@@ -39,11 +41,17 @@ class Span:
 
 @dataclass(frozen=True)
 class SampleRow:
-    """One message, its intent, and its entities in the order of the text."""
+    """One message, its intent, its entities in the order of the text, and further intents in it."""
 
     text: str
     label: str
     spans: tuple[Span, ...]
+    more: tuple[str, ...] = ()
+
+    @property
+    def intents(self) -> str:
+        """The intents as JSON, a list of names: none where the message is out of scope."""
+        return json.dumps(sorted({self.label, *self.more} - {OUT_OF_SCOPE}))
 
     @property
     def entities(self) -> str:
@@ -58,6 +66,33 @@ def support_rows(split: Split, seed: int = 0) -> list[SampleRow]:
     splits of a seed, and no text twice in one; texts that differ in case or punctuation only count as the same.
     """
     return list(_splits(seed)[split])
+
+
+def intent_rows(split: Split, seed: int = 0) -> list[SampleRow]:
+    """The customer-support sample with several intents in a message: every third in-scope message asks for two things.
+
+    As many rows as `support_rows`, in another order; a message that asks for two is made of two of them.
+    """
+    rng = Random(f"intents/{split}/{seed}")
+    found = []
+    rows = support_rows(split, seed)
+    known = [row for row in rows if row.label != OUT_OF_SCOPE]
+    for row in rows:
+        joined = row
+        if row.label != OUT_OF_SCOPE and chance(rng, 1 / 3):
+            other = pick(rng, known)
+            while other.label == row.label:
+                other = pick(rng, known)
+            joined = _joined(row, other, pick(rng, _BETWEEN))
+        found.append(joined)
+    order = [rng.random() for _ in found]
+    return [row for _, row in sorted(zip(order, found, strict=True), key=lambda pair: pair[0])]
+
+
+def _joined(first: SampleRow, second: SampleRow, between: str) -> SampleRow:
+    moved = len(first.text) + len(between)
+    spans = (Span(span.start + moved, span.end + moved, span.type) for span in second.spans)
+    return SampleRow(first.text + between + second.text, first.label, (*first.spans, *spans), (second.label,))
 
 
 def write_support_csv(folder: Path, seed: int = 0) -> tuple[Path, Path]:

@@ -243,7 +243,7 @@ def test_the_sample_data_are_read() -> None:
     table = read_rows("sample:support/test", COLUMNS)
     assert len(table) >= 1500
     assert table.at(0) == "sample:support/test: row 1"
-    assert "no column 'intent' (there are: 'text', 'label', 'entities')" in refusal(
+    assert "no column 'intent' (there are: 'text', 'label', 'entities', 'intents')" in refusal(
         "sample:support/test", Columns(label="intent")
     )
 

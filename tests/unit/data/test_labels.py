@@ -141,7 +141,7 @@ def test_checks_count_spans_and_name_unknown_classes() -> None:
     assert "classes without a test row, so not measured: 'city'" in report.warnings
     with pytest.raises(DataError, match=r"labels that the training rows lack: 'date' \(row 1\)"):
         check_data(train, table("validation", (Span(0, 4, "date"),)), table("test", ()), strict=False)
-    with pytest.raises(DataError, match="no row has a marked span"):
+    with pytest.raises(DataError, match="no row has a label or a marked span"):
         check_table(table("train", (), ()))
     kept, held = hold_out(table("train", *[(ZOE,), (CITY,), ()] * 20), 0.25, 0, "test")
     assert (len(kept), len(held)) == (45, 15)

@@ -14,7 +14,7 @@ from deploykit.errors import ArtifactError, ExitCode
 from deploykit.parity.report import ParityReport, Predictions, build_report
 from deploykit.parity.verdict import Verdict
 from deploykit.report.page import next_step, write_report
-from deploykit.report.result import Figures, GoalOutcome, PrunedCandidate, RunResult, Shipped, exit_code_of
+from deploykit.report.result import Figures, GoalOutcome, Learned, PrunedCandidate, RunResult, Shipped, exit_code_of
 from deploykit.report.table import DASH, markdown_table
 
 NAMES = ("card", "loan", "fees")
@@ -402,3 +402,22 @@ def test_what_pruning_tried_is_on_the_page(tmp_path: Path) -> None:
     assert shown.row("layer 5")[-1] == "chosen"
     assert shown.row("layer 4")[4:] == [DASH, DASH, "too slow"]
     assert "Pruned candidates" not in page(run(report, goal()), report, tmp_path).words
+
+
+def test_the_learning_curves_are_drawn(tmp_path: Path) -> None:
+    report = parity()
+    learned = Learned(loss=((10, 1.5), (20, 0.5), (30, 0.25)), metric=((15, 0.5), (30, 0.75)))
+    shown = page(run(report, goal(), learned=learned), report, tmp_path)
+    lines = [found for name, found in shown.tags if name == "polyline"]
+    assert len(lines) == 2
+    points = [tuple(map(float, point.split(","))) for point in str(lines[0]["points"]).split()]
+    assert [x for x, _ in points] == sorted(x for x, _ in points)
+    assert [y for _, y in points] == sorted(y for _, y in points), "a falling loss goes down the page"
+    assert "loss in training: 1.500 to 0.250" in shown.words
+    assert "accuracy on validation: 50.00% to 75.00%" in shown.words
+
+
+def test_a_training_that_was_watched_once_has_no_curve(tmp_path: Path) -> None:
+    report = parity()
+    learned = Learned(loss=(), metric=((15, 0.5),))
+    assert "How it learned" not in page(run(report, goal(), learned=learned), report, tmp_path).words

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from deploykit.train.augment import altered_rows, nearest_pieces
+from deploykit.train.augment import altered_rows, altered_texts, nearest_pieces, with_neighbours
 
 ROWS = [[1, *range(10 + number, 16 + number), 2] for number in range(20)] + [[1, 2], [1, 9, 2]]
 NEAREST = np.arange(50)[:, None].repeat(2, axis=1)
@@ -40,3 +40,49 @@ def test_neighbours_are_the_nearest_of_the_data_by_angle() -> None:
 
 def test_one_piece_has_no_neighbour() -> None:
     assert nearest_pieces(torch.randn(4, 3), used=[2], fixed=[]).tolist() == [[0], [1], [2], [3]]
+
+
+TEXTS = [
+    "where is my parcel, it should have arrived on monday",
+    "I can't log in",
+    "",
+    "hé 👍",
+    "größer Überweisung",
+] * 40
+
+
+def test_words_are_left_out_and_never_all_of_them() -> None:
+    altered = altered_texts(TEXTS, {"word_dropout"}, [3, 0])
+    for text, found in zip(TEXTS, altered, strict=True):
+        assert bool(found) == bool(text)
+        words = iter(text.split())
+        assert all(word in words for word in found.split()), "in their order"  # what `in` passes over is gone
+    lost = 1 - sum(len(text.split()) for text in altered) / sum(len(text.split()) for text in TEXTS)
+    assert 0.04 < lost < 0.14
+
+
+def test_typos_are_slips_of_one_letter() -> None:
+    altered = altered_texts(TEXTS, {"typos"}, [3, 0])
+    changed = 0
+    for text, found in zip(TEXTS, altered, strict=True):
+        for ours, theirs in zip(text.split(), found.split(), strict=True):
+            if ours != theirs:
+                changed += 1
+                assert ours[0] == theirs[0]
+                assert len(ours.strip(",")) >= 4
+                assert abs(len(ours) - len(theirs)) <= 1
+    assert changed > 10
+    assert altered == altered_texts(TEXTS, {"typos"}, [3, 0])
+    assert altered != altered_texts(TEXTS, {"typos"}, [3, 1])
+
+
+def test_neighbours_take_the_place_of_single_pieces() -> None:
+    nearest = np.arange(50)[:, None].repeat(2, axis=1)
+    nearest[10:30] += 1
+    rows = with_neighbours(ROWS, nearest, [0, 0])
+    assert [len(row) for row in rows] == [len(row) for row in ROWS]
+    replaced = sum(
+        ours != theirs for row, other in zip(ROWS, rows, strict=True) for ours, theirs in zip(row, other, strict=True)
+    )
+    assert 3 < replaced < 40
+    assert all(row[0] == 1 and row[-1] == 2 for row in rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,6 +20,7 @@ from deploykit.recipe import Finetune
 from deploykit.runners import Target, infer_all, open_runner
 from deploykit.tasks import find_task
 from deploykit.train.finetune import FinetuneResult, finetune
+from deploykit.train.tracking import Tracking, tracked
 
 TASK = find_task("text-classification")
 
@@ -259,3 +261,30 @@ def test_pickled_weights_are_refused_unless_trusted(train: Any, trained: Path, t
     (pickled / "model.safetensors").unlink()
     with pytest.raises(ModelError):
         train(model=pickled)
+
+
+def test_curves_go_to_tensorboard_where_the_recipe_says(
+    tiny_checkpoint: Callable[..., Path], small_data: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("tensorboard")
+    monkeypatch.delenv("TENSORBOARD_LOGGING_DIR", raising=False)
+    tracking = Tracking(("tensorboard",), tmp_path / "tracking", "intents")
+    result = finetune(
+        tiny_checkpoint("bert", num_hidden_layers=1), small_data, Finetune(epochs=2, batch_size=8), TASK,
+        tmp_path / "out", workspace=tmp_path / "work", tracking=tracking,
+    )  # fmt: skip
+    files = list((tmp_path / "tracking" / "tensorboard" / "intents").rglob("*tfevents*"))
+    assert files
+    assert any(b"eval/accuracy" in file.read_bytes() for file in files)
+    assert "TENSORBOARD_LOGGING_DIR" not in os.environ
+    assert [step for step, _ in result.watched] == [12, 24]
+    assert result.watched[-1][1] == pytest.approx(result.metrics["accuracy"])
+
+
+def test_a_tracker_that_is_not_installed_is_named(train: Any) -> None:
+    with (
+        pytest.raises(MissingDependencyError, match="nothing_tracks is not installed"),
+        tracked(Tracking(("nothing_tracks",), Path("unused"), "run")),
+    ):
+        pytest.fail("the block must not run")
+    assert not Path("unused").exists()

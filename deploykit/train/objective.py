@@ -1,0 +1,199 @@
+"""What a batch costs: cross entropy weighed by class or by difficulty, two dropouts that agree, adversarial embeddings.
+
+Focal loss is that of Lin et al. 2017 (equation 4), R-Drop that of Liang et al. 2021 (algorithm 1), the adversarial
+embeddings those of Miyato, Dai and Goodfellow 2017 (section 3), known as FGM.
+"""
+
+from __future__ import annotations
+
+__all__ = ["Objective", "class_weights", "objective_from_settings"]
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deploykit.recipe import Finetune
+from deploykit.tasks import Task
+from deploykit.train.rows import NO_LABEL, Row
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The loss of a batch.
+
+    Attributes:
+        output: the name of the logits.
+        weights: float32 [classes], what a mistake on each costs; None weighs them alike.
+        gamma: of the focal loss: how little an easy message counts; 0 is cross entropy.
+        smoothing: probability given to the other labels.
+        r_drop: weight of the divergence of two passes under dropout; 0 runs one.
+        adversarial: length of the step on a message's embeddings that raises its loss most; 0 takes none.
+        several: whether a message may have several labels: each is judged by itself.
+    """
+
+    output: str
+    weights: NDArray[np.float32] | None = None
+    gamma: float = 0.0
+    smoothing: float = 0.0
+    r_drop: float = 0.0
+    adversarial: float = 0.0
+    several: bool = False
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is what the model computes itself."""
+        smoothed = self.several and self.smoothing
+        return self.weights is None and not (self.gamma or self.r_drop or self.adversarial or smoothed)
+
+    def loss(self, model: Any, batch: Mapping[str, Any]) -> tuple[Any, Any]:
+        """The loss, a scalar tensor, and the model's outputs.
+
+        Args:
+            model: in training, or in evaluation, where only the cross entropy counts.
+            batch: what the model takes, with `labels` (-100 where there is none).
+        """
+        inputs = {name: value for name, value in batch.items() if name != "labels"}
+        labels = batch["labels"]
+        if not model.training:
+            outputs = model(**inputs)
+            return self._cost(outputs[self.output], labels), outputs
+        if not self.adversarial:
+            return self._agreed(model, inputs, labels)
+        import torch
+
+        table = _embeddings(model)
+        steps: list[Any] = []
+
+        def watch(_module: Any, _arguments: Any, given: Any) -> Any:
+            steps.append(given if given.requires_grad else given.detach().requires_grad_())
+            return steps[-1]
+
+        handle = table.register_forward_hook(watch)
+        try:
+            clean, outputs = self._agreed(model, inputs, labels)
+        finally:
+            handle.remove()
+        slope = torch.autograd.grad(clean, steps[-1], retain_graph=True)[0].detach()
+        length = slope.flatten(1).norm(dim=1).clamp_min(1e-12)
+        step = self.adversarial * slope / length.view(-1, 1, 1)
+        handle = table.register_forward_hook(lambda _module, _arguments, given: given + step)
+        try:
+            harmed, _ = self._agreed(model, inputs, labels)
+        finally:
+            handle.remove()
+        return (clean + harmed) / 2, outputs
+
+    def _agreed(self, model: Any, inputs: Mapping[str, Any], labels: Any) -> tuple[Any, Any]:
+        """The cost of one pass; with R-Drop of two, and of what they disagree on."""
+        if not self.r_drop:
+            outputs = model(**inputs)
+            return self._cost(outputs[self.output], labels), outputs
+        import torch
+        from torch.nn import functional
+
+        outputs = model(**{name: torch.cat([value, value]) for name, value in inputs.items()})
+        logits = outputs[self.output].float()
+        both = torch.cat([labels, labels])
+        first, second = (self._log_shares(part) for part in logits.chunk(2))
+        real = labels[:, 0] != NO_LABEL if self.several else labels != NO_LABEL
+        first, second = first[real], second[real]
+        apart = sum(
+            functional.kl_div(ours, theirs, reduction="batchmean", log_target=True)
+            for ours, theirs in ((first, second), (second, first))
+        )
+        return self._cost(logits, both) + self.r_drop * apart / 2, outputs
+
+    def _cost(self, logits: Any, labels: Any) -> Any:
+        import torch
+        from torch.nn import functional
+
+        if self.several:
+            return self._cost_of_each(logits.float(), labels)
+        logits, labels = logits.float().flatten(0, -2), labels.flatten()
+        weights = None if self.weights is None else torch.from_numpy(self.weights).to(logits.device)
+        if not self.gamma:
+            return functional.cross_entropy(
+                logits, labels, weight=weights, ignore_index=NO_LABEL, label_smoothing=self.smoothing
+            )
+        costs = functional.cross_entropy(
+            logits, labels, weight=weights, ignore_index=NO_LABEL, label_smoothing=self.smoothing, reduction="none"
+        )
+        real = labels != NO_LABEL
+        costs, logits, labels = costs[real], logits[real], labels[real]
+        sure = functional.softmax(logits, dim=-1).gather(1, labels[:, None])[:, 0].detach()
+        share = torch.ones_like(costs) if weights is None else weights[labels]
+        return ((1 - sure) ** self.gamma * costs).sum() / share.sum().clamp_min(1e-12)
+
+    def _cost_of_each(self, logits: Any, labels: Any) -> Any:
+        """The cost where each label is a question of its own: the mean over messages and labels."""
+        import torch
+        from torch.nn import functional
+
+        real = labels[:, 0] != NO_LABEL
+        logits, labels = logits[real], labels[real]
+        weights = None if self.weights is None else torch.from_numpy(self.weights).to(logits.device)
+        wanted = labels * (1 - self.smoothing) + self.smoothing / 2
+        costs = functional.binary_cross_entropy_with_logits(logits, wanted, weight=weights, reduction="none")
+        if self.gamma:
+            costs = costs * (labels - logits.sigmoid()).abs().detach() ** self.gamma
+        return costs.mean() if costs.numel() else logits.sum() * 0.0
+
+    def _log_shares(self, logits: Any) -> Any:
+        """Logarithms of probabilities, those of each choice along the last axis."""
+        import torch
+        from torch.nn import functional
+
+        if self.several:
+            return torch.stack([functional.logsigmoid(logits), functional.logsigmoid(-logits)], dim=-1)
+        return functional.log_softmax(logits, dim=-1)
+
+
+def objective_from_settings(settings: Finetune, task: Task, rows: Sequence[Row], classes: int) -> Objective:
+    """The objective that a recipe's `finetune` section asks for.
+
+    Args:
+        settings: the section.
+        task: what the model learns.
+        rows: to train on, with `labels`.
+        classes: of the model.
+    """
+    return Objective(
+        task.output,
+        class_weights(rows, classes) if settings.class_weights == "balanced" else None,
+        settings.focal_gamma,
+        settings.label_smoothing,
+        settings.r_drop,
+        settings.adversarial,
+        task.several,
+    )
+
+
+def class_weights(rows: Sequence[Row], classes: int) -> NDArray[np.float32]:
+    """What a mistake on each class costs so that all count alike: rows over classes times the class's own rows.
+
+    Args:
+        rows: with `labels`: a number, one for each token (-100 where there is none), or 0 or 1 for each class.
+        classes: of the model; one without a row weighs 1.
+
+    Returns:
+        float32 [classes], of mean 1 over the rows.
+    """
+    if isinstance(rows[0]["labels"], tuple):
+        counts = np.array([row["labels"] for row in rows]).clip(0).sum(axis=0)
+    else:
+        labels = np.concatenate([np.atleast_1d(np.asarray(row["labels"])) for row in rows])
+        counts = np.bincount(labels[labels != NO_LABEL], minlength=classes)
+    there = counts > 0
+    weights = np.ones(classes, dtype=np.float32)
+    weights[there] = counts.sum() / (there.sum() * counts[there])
+    return weights
+
+
+def _embeddings(model: Any) -> Any:
+    """The table of the pieces' embeddings, whatever wraps the model."""
+    while not hasattr(model, "get_input_embeddings"):
+        model = model.module
+    return model.get_input_embeddings()
