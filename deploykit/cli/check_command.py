@@ -57,7 +57,7 @@ def command(recipe: Path, overrides: tuple[str, ...], with_data: bool, workspace
             "warnings": warnings,
             "last_run": None if last is None else dataclasses.asdict(last),
             "data": None if report is None else dataclasses.asdict(report),
-            "suspects": {name: dataclasses.asdict(found) for name, found in suspects.items()} or None,
+            "suspects": {name: dataclasses.asdict(each) for name, each in suspects.items()} or None,
         }
         print_json(found)
         return 0
@@ -73,12 +73,12 @@ def command(recipe: Path, overrides: tuple[str, ...], with_data: bool, workspace
                 f"{lengths.shortest} to {lengths.longest} words, median {lengths.median}, 95 % up to {lengths.p95}; "
                 f"{part.repeated} repeat an earlier text"
             )
-        for name, found in suspects.items():
-            languages = ", ".join(f"{code} {share:.0%}" for code, share in list((found.languages or {}).items())[:3])
-            click.echo(f"  {name:<11} largest class {found.imbalance:.1f} times the smallest; languages: {languages}")
-            for label in found.labels[:_SUSPECTS]:
+        for name, looked in suspects.items():
+            languages = ", ".join(f"{code} {share:.0%}" for code, share in list((looked.languages or {}).items())[:3])
+            click.echo(f"  {name:<11} largest class {looked.imbalance:.1f} times the smallest; languages: {languages}")
+            for label in looked.labels[:_SUSPECTS]:
                 click.echo(f"    {label.at}: {label.text[:60]!r} is {label.label!r}, looks like {label.likelier!r}")
-            for reason in found.not_checked:
+            for reason in looked.not_checked:
                 click.echo(f"    not looked for: {reason}")
     if last is not None and last.status != "finished":
         click.echo(f"the last run was {last.status} at {last.stage}; the next one goes on from there")

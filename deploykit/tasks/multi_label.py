@@ -137,7 +137,7 @@ class MultiLabelClassification:
         probabilities = 1 / (1 + np.exp(-logits))
         answers: list[Answer] = []
         for row, scores in zip(logits, probabilities, strict=True):
-            found = sorted((label_names[index], float(scores[index])) for index in np.flatnonzero(row > 0))
+            found = sorted((label_names[index], float(scores[index])) for index in np.flatnonzero(row > 0).tolist())
             answers.append(Intents(tuple(label for label, _ in found), tuple(score for _, score in found)))
         return answers
 

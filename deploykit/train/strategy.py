@@ -24,7 +24,6 @@ from deploykit.recipe import Finetune
 ADAPTERS = ("lora", "dora", "adalora", "ia3", "loha", "lokr", "oft")
 """The strategies that `peft` trains and merges."""
 _LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks?)\.(\d+)\.")
-_HEAD = "head"
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,10 @@ class Adapter:
         return self.wrapped.merge_and_unload()
 
     def penalty(self) -> Any:
-        """How far AdaLoRA's factors are from orthogonal (Zhang et al. 2023, equation 4), a scalar tensor."""
+        """How far AdaLoRA's factors are from orthogonal, a scalar tensor.
+
+        Zhang et al. 2023, equation 4; the norms are averaged, not squared, as in the authors' code and in peft.
+        """
         import torch
 
         found = []
@@ -113,8 +115,8 @@ def adapt(network: Any, settings: Finetune, total_steps: int) -> Adapter:
     shared: dict[str, Any] = {"target_modules": linear}
     dropout = settings.adapter_dropout
     # IA3 rescales keys, values and what the FFN's second product takes (Liu et al. 2022, section 3.3).
-    seconds = [name for name in linear if re.search(r"(?<!attention)\.?output\.dense$|lin2$|fc2$", name)]
-    rescaled = [name for name in linear if re.search(r"(?:^|[._])(?:k|v|key|value)(?:_lin|_proj)?$", name)] + seconds
+    seconds = [name for name in linear if re.search(r"(?<!attention)\.output\.dense$|lin2$|fc2$", name)]
+    rescaled = [name for name in linear if re.search(r"[._](?:k|v|key|value)(?:_lin|_proj)?$", name)] + seconds
     made = {
         "lora": lambda: peft.LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, **shared),
         "dora": lambda: peft.LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, use_dora=True, **shared),
@@ -229,15 +231,13 @@ def _thaws(name: str, base: str, settings: Finetune) -> bool:
 
 
 def _linear_names(network: Any) -> list[str]:
-    """The names of the encoder's linear layers, as far as they are the same in all layers."""
+    """The names of the linear layers in the encoder's stack."""
     import torch
 
-    found: dict[str, None] = {}
-    for name, module in network.base_model.named_modules():
-        layer = _LAYER.search(f"{name}.")
-        if isinstance(module, torch.nn.Linear) and layer is not None:
-            found.setdefault(f"{name}."[layer.end() :].rstrip("."))
-    return list(found)
+    modules = network.named_modules()
+    return [
+        name for name, module in modules if isinstance(module, torch.nn.Linear) and _layer_of(f"{name}.") is not None
+    ]
 
 
 def _is_norm(module: Any) -> bool:

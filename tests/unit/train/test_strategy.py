@@ -179,10 +179,10 @@ def test_a_decay_of_rates_trains_the_same_parameters(train: Callable[..., Any]) 
 def test_the_factors_of_adalora_are_drawn_to_orthogonal(tiny_checkpoint: Callable[..., Path]) -> None:
     network = TASK.load_model(tiny_checkpoint("bert"), ("a", "b"))
     adapter = strategy.adapt(network, Finetune(strategy="adalora"), 100)
-    before = float(adapter.penalty())
+    before = adapter.penalty().item()
     optimizer = torch.optim.SGD([value for value in network.parameters() if value.requires_grad], lr=0.05)
     for _ in range(50):
         optimizer.zero_grad()
         adapter.penalty().backward()
         optimizer.step()
-    assert 0 < float(adapter.penalty()) < before
+    assert 0 < adapter.penalty().item() < before
