@@ -57,6 +57,7 @@ class Outcome:
         right: caught by what was expected; or passed, for a harmless change.
         placed: named what was expected; None where there is no place.
         seconds: it took.
+        enough: the smallest set of modules that was found enough to break it.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Outcome:
     right: bool
     placed: bool | None
     seconds: float
+    enough: tuple[str, ...] = ()
 
 
 def compared(
@@ -90,6 +92,7 @@ def try_fault(
     failed = tuple(check.check for check in report.checks if check.outcome == "fail")
     first = report.localized.findings[0] if report.localized and report.localized.findings else None
     said = f"{report.suspect}" + (f"; {first.part} {first.layer if first.layer is not None else ''}" if first else "")
+    breaking = report.localized.breaking if report.localized else None
     placed: bool | None = None
     where = None
     if fault.where is not None:
@@ -101,6 +104,7 @@ def try_fault(
     return Outcome(
         fault.name, report.verdict, fault.check, failed, where, said.strip(), report.verdict == "fail"
         and any(check in failed for check in fault.check), placed, time.perf_counter() - start,
+        breaking.modules if breaking else (),
     )  # fmt: skip
 
 
@@ -171,7 +175,8 @@ def shown(outcome: Outcome) -> str:
     mark = "ok " if outcome.right and outcome.placed is not False else "BAD"
     placed = "" if outcome.placed is None else f" | wanted {outcome.where}, named {outcome.named}"
     by = ", ".join(outcome.caught_by) or "-"
-    return f"{mark} {outcome.name}: {outcome.verdict} by {by}{placed} ({outcome.seconds:.0f} s)"
+    enough = f" | enough: {', '.join(outcome.enough)}" if outcome.enough else ""
+    return f"{mark} {outcome.name}: {outcome.verdict} by {by}{placed}{enough} ({outcome.seconds:.0f} s)"
 
 
 def chosen(name: str, only: Sequence[str] | None) -> bool:

@@ -1,7 +1,7 @@
 """What a person should look at in labelled messages: labels that look wrong, rare classes, languages, personal data.
 
 Suspects are not errors: a model can be trained with all of them. Labels are judged by confident learning (Northcutt,
-Jiang and Chuang 2021) over out-of-sample probabilities of a linear model on character n-grams.
+Jiang and Chuang 2021) over out-of-sample probabilities of a linear model on words and pairs of words.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 from deploykit.data.table import Table
 
 _FOLDS = 5
-_DIMENSIONS = 200
 _SHOWN = 20
+_SURE, _DOUBTED = 0.5, 0.1
+"""How likely another label has to be, and the own one at most, to be named."""
 _SAMPLED = 2000
 """Messages whose language is asked for."""
 _LEAST_WORDS = 4
@@ -148,7 +149,7 @@ def _wrong_labels(table: Table, labels: Sequence[str], seed: int) -> list[LabelS
     numbers = np.array([names.index(labels[index]) for index in judged])
     probabilities = _out_of_sample([table.texts[index] for index in judged], numbers, len(names), seed)
     issues = importlib.import_module("cleanlab.filter").find_label_issues(
-        numbers, probabilities, return_indices_ranked_by="self_confidence", n_jobs=1
+        numbers, probabilities, return_indices_ranked_by="self_confidence", filter_by="both", n_jobs=1
     )
     return [
         LabelSuspect(
@@ -159,25 +160,24 @@ def _wrong_labels(table: Table, labels: Sequence[str], seed: int) -> list[LabelS
             confidence=float(probabilities[place, numbers[place]]),
         )
         for place in map(int, issues)
-        if int(probabilities[place].argmax()) != numbers[place]
+        if probabilities[place].max() >= _SURE and probabilities[place, numbers[place]] <= _DOUBTED
     ]
 
 
 def _out_of_sample(texts: Sequence[str], numbers: NDArray[np.int64], classes: int, seed: int) -> NDArray[np.float64]:
     """The probabilities, [texts, classes], of a model that has not seen the text."""
-    from sklearn.decomposition import TruncatedSVD
     from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.linear_model import LogisticRegression
+    from sklearn.linear_model import SGDClassifier
     from sklearn.model_selection import StratifiedKFold
 
     folds = min(_FOLDS, int(np.bincount(numbers).min()))
     found = np.zeros((len(texts), classes))
     for seen, held_out in StratifiedKFold(folds, shuffle=True, random_state=seed).split(numbers, numbers):
-        grams = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 4), sublinear_tf=True, max_features=50_000)
-        inputs = grams.fit_transform([texts[index] for index in seen])
-        dense = TruncatedSVD(min(_DIMENSIONS, min(inputs.shape) - 1), random_state=seed)
-        model = LogisticRegression(C=30.0, max_iter=300).fit(dense.fit_transform(inputs), numbers[seen])
-        answers = model.predict_proba(dense.transform(grams.transform([texts[index] for index in held_out])))
+        words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"\w+|[^\w\s]")
+        inputs = words.fit_transform([texts[index] for index in seen])
+        model = SGDClassifier(loss="log_loss", alpha=1e-5, max_iter=20, tol=1e-3, random_state=seed)
+        model.fit(inputs, numbers[seen])
+        answers = model.predict_proba(words.transform([texts[index] for index in held_out]))
         found[np.ix_(held_out, model.classes_)] = answers
     return found
 
