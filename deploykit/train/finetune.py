@@ -25,6 +25,7 @@ from deploykit.train.distill import with_teacher
 from deploykit.train.dropout import cheap_dropout
 from deploykit.train.lesson import Lesson, taught, unlabelled_rows
 from deploykit.train.processes import is_main_process, on_cpu, processes
+from deploykit.train.rounding import first_rounded_step, int8_rounding
 from deploykit.train.rows import padding_collator, training_rows
 from deploykit.train.trainer import NAN_HINT, interrupts, trainer_class, watching
 
@@ -65,6 +66,7 @@ def finetune(
     seed: int = 0,
     trust_pickle: bool = False,
     lesson: Lesson | None = None,
+    rounded_epochs: float = 0.0,
     stage: str = "finetune",
     listener: Listener = ignore,
 ) -> FinetuneResult:
@@ -83,6 +85,7 @@ def finetune(
         seed: of the new head, the order of the data, and dropout.
         trust_pickle: load pickled weights, which can run code.
         lesson: learn from a teacher too.
+        rounded_epochs: the last epochs, in which weights and activations are rounded as static int8 rounds them.
         stage: what progress is reported as.
         listener: hears of progress.
 
@@ -140,7 +143,11 @@ def finetune(
             listener(Note(f"going on from training step {resumed_from} of {total}"))
         # Recomputed activations would meet the usual dropout: a function mode is not open within backward().
         cheap = on_cpu() and not settings.gradient_checkpointing
-        with interrupts(watch), cheap_dropout() if cheap else contextlib.nullcontext():
+        rounds_from = first_rounded_step(total, settings.epochs, rounded_epochs)
+        rounding: Any = contextlib.nullcontext()
+        if rounded_epochs:
+            rounding = int8_rounding(network, lambda: trainer.state.global_step >= rounds_from)
+        with interrupts(watch), rounding, cheap_dropout() if cheap else contextlib.nullcontext():
             trainer.train(resume_from_checkpoint=str(start) if start else None)
         if watch.interrupted:
             raise KeyboardInterrupt
