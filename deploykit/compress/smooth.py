@@ -168,7 +168,7 @@ def _divide_attention(graph: Graph, node: onnx.NodeProto, scales: Scales) -> Non
     width = len(scales)
     for place in (1, 2):
         if node.input[place]:
-            joined = graph.array(node.input[place]).copy()
+            joined = graph.array(node.input[place]).astype(np.float32)
             joined[..., -width:] /= scales
             node.input[place] = graph.add_constant(f"{node.output[0]}_smooth_{place}", joined)
     _rename(graph, node.output[0])
@@ -177,7 +177,7 @@ def _divide_attention(graph: Graph, node: onnx.NodeProto, scales: Scales) -> Non
 def _divide_norm(graph: Graph, node: onnx.NodeProto, scales: Scales) -> None:
     for place in _NORMS[node.op_type]:
         if place < len(node.input) and node.input[place]:
-            divided = graph.array(node.input[place]) / scales
+            divided = graph.array(node.input[place]).astype(np.float32) / scales
             node.input[place] = graph.add_constant(f"{node.output[0]}_smooth_{place}", divided)
     _rename(graph, node.output[0])
 

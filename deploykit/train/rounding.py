@@ -37,7 +37,7 @@ def int8_rounding(network: Any, due: Callable[[], bool]) -> Iterator[None]:
     """
     import torch
 
-    rounded = [module for module in network.modules() if isinstance(module, torch.nn.Linear)]
+    rounded: list[Any] = [module for module in network.modules() if isinstance(module, torch.nn.Linear)]
     for module in rounded:
         module.forward = _Rounded(module, due)
     try:
