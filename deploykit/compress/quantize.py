@@ -17,6 +17,7 @@ import collections
 import contextlib
 import dataclasses
 import logging
+import math
 import shutil
 import tempfile
 import typing
@@ -101,7 +102,7 @@ class QuantizeReport:
         variant: how.
         products: int8 matrix products by operator.
         float_products: matrix products left in float.
-        embeddings: whether the embedding tables are integers.
+        embeddings: whether the largest embedding table is of integers.
         size_bytes: of the ONNX file.
         smoothed: products whose inputs were smoothed.
     """
@@ -306,19 +307,20 @@ def _products(model: onnx.ModelProto) -> dict[str, int]:
 
 def _count(model: onnx.ModelProto, variant: Variant) -> QuantizeReport:
     kinds = collections.Counter(node.op_type for node in model.graph.node)
-    large = {tensor.name: tensor.data_type for tensor in model.graph.initializer if len(tensor.dims) == 2}
-    tables = [
-        large[name]
+    tables = {tensor.name: tensor for tensor in model.graph.initializer if len(tensor.dims) == 2}
+    looked_up = [
+        tables[name]
         for node in model.graph.node
         if node.op_type in ("Gather", "GatherBlockQuantized", "QEmbedLayerNormalization", "EmbedLayerNormalization")
         for name in node.input
-        if name in large
+        if name in tables
     ]
+    largest = max(looked_up, key=lambda table: math.prod(table.dims), default=None)
     return QuantizeReport(
         variant=variant.name,
         products=_products(model),
         float_products=sum(kinds[name] for name in FLOAT_PRODUCTS),
-        embeddings=bool(tables) and all(kind in _INTEGERS for kind in tables),
+        embeddings=largest is not None and largest.data_type in _INTEGERS,
         size_bytes=model.ByteSize(),
     )
 
