@@ -134,6 +134,7 @@ def open_study(url: str, key: str, listener: Listener, *, join: bool = False) ->
         import optuna
     except ImportError:
         raise MissingDependencyError("--study needs Optuna", "pip install 'deploykit[search]'") from None
+    import sqlalchemy  # Optuna's own, for all but journal files
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
 
@@ -151,6 +152,8 @@ def open_study(url: str, key: str, listener: Listener, *, join: bool = False) ->
         if not join:
             study.set_user_attr("closed", False)
         return Study(study, listener)
-    except (ImportError, OSError, ValueError, RuntimeError, optuna.exceptions.OptunaError) as error:
+    except (
+        ImportError, OSError, ValueError, optuna.exceptions.OptunaError, sqlalchemy.exc.SQLAlchemyError,
+    ) as error:  # fmt: skip
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UsageError(f"--study can't be opened: {reason}", "sqlite:///FILE, a database's URL, or a file") from error

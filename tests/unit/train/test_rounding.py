@@ -107,9 +107,9 @@ def test_a_student_that_saw_rounding_loses_less_in_static_int8(trained: Path, to
     model = task.load_model(trained)
     with torch.no_grad():
         for layer in model.bert.encoder.layer:
-            layer.attention.self.value.weight[3] *= 300
-            layer.attention.self.value.bias[3] *= 300
-            layer.attention.output.dense.weight[:, 3] /= 300
+            layer.attention.self.value.weight[3] *= 1000
+            layer.attention.self.value.bias[3] *= 1000
+            layer.attention.output.dense.weight[:, 3] /= 1000
     hurt = tmp_path / "hurt"
     hurt.mkdir()
     for path in trained.iterdir():
@@ -119,11 +119,11 @@ def test_a_student_that_saw_rounding_loses_less_in_static_int8(trained: Path, to
 
     texts = list(toy_data.test.texts)
     errors = {}
-    for name, epochs in (("without", 0.0), ("with", 3.0)):
+    for name, epochs in (("without", 0.0), ("with", 4.0)):
         finetune(
             hurt,
             toy_data,
-            Finetune(epochs=3, learning_rate=1e-3, freeze_embeddings=False, dropout=0.0),
+            Finetune(epochs=4, learning_rate=2e-3, freeze_embeddings=False, dropout=0.0),
             task,
             tmp_path / name,
             workspace=tmp_path / f"{name}-work",
@@ -142,4 +142,4 @@ def test_a_student_that_saw_rounding_loses_less_in_static_int8(trained: Path, to
             with open_runner(Target("onnxruntime", str(tmp_path / folder), threads=1)) as runner:
                 answers.append(infer_all(runner, texts, [[index] for index in range(len(texts))])["logits"])
         errors[name] = float(np.square(answers[0] - answers[1]).mean() / answers[0].var())
-    assert errors["with"] < 0.5 * errors["without"], errors
+    assert errors["with"] < 0.3 * errors["without"], errors
