@@ -307,7 +307,10 @@ def test_static_int8_that_loses_is_smoothed_before_anything_goes_back_to_float(
         listener=said.append,
     )
     assert info["variant"] == "int8_static-fused-smooth"
-    assert info["mended"] is None
+    mended = info["mended"]
+    assert (mended["from"], mended["to"], mended["in_float"]) == ("int8_static-fused", info["variant"], [])
+    assert mended["tried"] == {info["variant"]: info["candidates"][info["variant"]]["drop"]}
+    assert mended["speedup_kept"] > 0
     assert info["candidates"]["int8_static-fused"]["drop"] > 0.05
     assert info["candidates"]["int8_static-fused-smooth"]["smoothed"] > 0
     assert [event.message for event in said if isinstance(event, Note) and "smoothed" in event.message]
