@@ -138,10 +138,12 @@ def quantize(
         listener: hears of progress.
 
     Raises:
-        QuantizeError: nothing was quantized, or static scales are asked for without messages.
+        QuantizeError: nothing was quantized, static scales are asked for without messages, or others smoothed.
     """
     if variant.scheme == "int8_static" and not calibration:
         raise QuantizeError("static int8 needs calibration messages", "give --data, or use int8_dynamic")
+    if variant.smooth and variant.scheme != "int8_static":
+        raise QuantizeError(f"{variant.name}: only static scales can be smoothed", "take int8_static")
     batches = list(one_by_one(Encoder(source), calibration)) if variant.scheme == "int8_static" else []
     model, smoothed = _in_form(source, variant, batches)
     out.mkdir(parents=True, exist_ok=True)

@@ -131,6 +131,12 @@ def test_static_scales_need_messages(exported: Callable[[str], Any], tmp_path: P
     assert not (tmp_path / "model.onnx").exists()
 
 
+def test_only_static_scales_can_be_smoothed(exported: Callable[[str], Any], tmp_path: Path) -> None:
+    with pytest.raises(QuantizeError, match="only static scales"):
+        quantize(exported("bert").folder, tmp_path, Variant("int8_dynamic", smooth=True))
+    assert not (tmp_path / "model.onnx").exists()
+
+
 def foreign(folder: Path, model: onnx.ModelProto, source: Path) -> Path:
     folder.mkdir()
     onnx.save(model, folder / "model.onnx")

@@ -14,8 +14,10 @@ import pytest
 from deploykit.compress.quantize import QuantizeReport, Variant, quantize
 from deploykit.errors import ExportError
 from deploykit.export.compatibility import preflight
+from deploykit.parity.activations import open_trace
 from deploykit.runners import Target, infer_all, open_runner
 from deploykit.runners.anatomy import anatomy_of
+from deploykit.runners.tokenize import Encoder
 
 BITS = {"int8_weights": 8, "int4_weights": 4}
 
@@ -117,6 +119,14 @@ def test_parity_sees_the_bits(packed: Any) -> None:
         assert anatomy is not None
         assert anatomy.precision == f"int{bits}"
         assert not anatomy.dynamic_scales
+
+
+def test_parity_can_look_inside(packed: Any, exported: Callable[[str], Any]) -> None:
+    folder, encoder = packed("int4_weights")[0], Encoder(exported("bert").folder)
+    reference, candidate = (open_trace(Target("onnxruntime", str(path))) for path in (exported("bert").folder, folder))
+    assert candidate.precision == "int8"
+    feed = encoder.encode(["where is my parcel"])
+    assert set(candidate.run(feed)) >= set(reference.run(feed))
 
 
 def test_what_is_to_stay_in_float_stays(exported: Callable[[str], Any], tmp_path: Path) -> None:
