@@ -78,7 +78,7 @@ def smooth(model: onnx.ModelProto, batches: Iterable[Batch]) -> tuple[onnx.Model
     graph = Graph(smoothed)
     seen = _observed(smoothed, list(products_by_input(smoothed)), batches)
     # Dividing what attention gives changes weights that the value before it is weighed against: it comes first.
-    order = sorted(seen, key=lambda name: _attention(graph, name) is None)
+    order = sorted(seen, key=lambda name: _attention(graph, name, len(seen[name].peaks)) is None)
     done = [found for name in order if (found := _smooth_value(graph, name, seen[name])) is not None]
     graph.drop_dead()
     return smoothed, done
@@ -103,7 +103,7 @@ def _smooth_value(graph: Graph, name: str, seen: _Seen) -> Smoothed | None:
     """Divide one value by channel where that is worth it."""
     products = products_by_input(graph.model)[name]
     weights = [weight_of(node, graph.constants) for node in products]
-    attention, norm = _attention(graph, name), _norm(graph, name, products)
+    attention, norm = _attention(graph, name, len(seen.peaks)), _norm(graph, name, products)
     free = attention is not None or norm is not None
 
     def noise(scales: Scales) -> float:
@@ -142,7 +142,7 @@ def _decibels(noise: float) -> float:
     return -10 * math.log10(max(noise, 1e-30))
 
 
-def _attention(graph: Graph, name: str) -> onnx.NodeProto | None:
+def _attention(graph: Graph, name: str, width: int) -> onnx.NodeProto | None:
     """The `Attention` whose output a value is, whole or for some tokens, where nothing else reads that output."""
     producers, readers = graph.producers(), graph.readers()
     node = producers.get(name)
@@ -150,7 +150,10 @@ def _attention(graph: Graph, name: str) -> onnx.NodeProto | None:
         node = producers.get(node.input[0])
     if node is None or node.op_type != "Attention" or not {node.input[1], node.input[2]} <= {"", *graph.constants}:
         return None
-    return node if len(readers[node.output[0]]) == 1 and len(readers[name]) == 1 and len(node.output) == 1 else None
+    joined = graph.constants[node.input[1]].dims[1]
+    whole = attribute(node, "qkv_hidden_sizes", [joined // 3] * 3)[-1] == width
+    alone = len(readers[node.output[0]]) == 1 and len(readers[name]) == 1 and len(node.output) == 1
+    return node if whole and alone else None
 
 
 def _norm(graph: Graph, name: str, products: Sequence[onnx.NodeProto]) -> onnx.NodeProto | None:
