@@ -66,8 +66,8 @@ def finetune(
     seed: int = 0,
     trust_pickle: bool = False,
     lesson: Lesson | None = None,
-    rounded_epochs: float = 0.0,
     stage: str = "finetune",
+    rounded_epochs: float = 0.0,
     listener: Listener = ignore,
 ) -> FinetuneResult:
     """Fine-tune the checkpoint in `model` and write the tuned one, with its tokenizer, to `out`.
@@ -85,8 +85,8 @@ def finetune(
         seed: of the new head, the order of the data, and dropout.
         trust_pickle: load pickled weights, which can run code.
         lesson: learn from a teacher too.
-        rounded_epochs: the last epochs, in which weights and activations are rounded as static int8 rounds them.
         stage: what progress is reported as.
+        rounded_epochs: the last epochs, in which weights and activations are rounded as static int8 rounds them.
         listener: hears of progress.
 
     Raises:
