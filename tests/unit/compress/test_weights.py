@@ -10,8 +10,11 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from deploykit.compress.quantize import QuantizeReport, Variant, quantize
+from deploykit.compress.weights import _rounded
 from deploykit.errors import ExportError
 from deploykit.export.compatibility import preflight
 from deploykit.parity.activations import open_trace
@@ -111,6 +114,26 @@ def test_a_server_that_is_too_old_for_few_bits_is_refused(scheme: str, old: str,
         preflight(path, old)
     assert "serve with" in found.value.hint
     preflight(path, enough)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.sampled_from((4, 8)),
+    st.integers(1, 5),
+    st.integers(1, 70),
+    st.sampled_from((16, 32)),
+    st.floats(1e-3, 1e3),
+    st.integers(0, 2**31),
+)
+def test_no_weight_of_a_table_is_further_off_than_half_a_step(
+    bits: int, rows: int, width: int, block: int, size: float, seed: int
+) -> None:
+    table = (size * np.random.default_rng(seed).normal(size=(rows, width))).astype(np.float32)
+    steps, scales = _rounded(table, bits, block)
+    assert steps.shape == table.shape
+    assert np.abs(steps).max() <= 2 ** (bits - 1) - 1
+    each = np.repeat(scales, block, axis=1)[:, :width]
+    assert (np.abs(steps * each - table) <= 0.501 * each).all()
 
 
 def test_parity_sees_the_bits(packed: Any) -> None:
