@@ -23,6 +23,7 @@ from deploykit.errors import UsageError
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
+    from pydantic_core import ErrorDetails
 
     from deploykit.recipe.schema import Section
 
@@ -93,11 +94,13 @@ def section_from_options(section: type[Fields], values: Mapping[str, Any]) -> Fi
     try:
         return section.model_validate({name: values[name] for name in section.model_fields if name in values})
     except ValidationError as error:
-        problems = [
-            f"--{str(problem['loc'][0]).replace('_', '-')}: {problem['msg']}, not {problem['input']!r}"
-            for problem in error.errors(include_url=False)
-        ]
-        raise UsageError("\n  ".join(problems)) from None
+        raise UsageError("\n  ".join(map(_problem, error.errors(include_url=False)))) from None
+
+
+def _problem(details: ErrorDetails) -> str:
+    if not details["loc"]:  # options that contradict each other
+        return str(details["ctx"]["error"])
+    return f"--{str(details['loc'][0]).replace('_', '-')}: {details['msg']}, not {details['input']!r}"
 
 
 def _type(field: FieldInfo) -> Any:

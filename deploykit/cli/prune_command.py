@@ -39,6 +39,10 @@ from deploykit.recipe import Goal, Prune
 @click.option("--target", default="triton-25.08", show_default=True, help="The oldest Triton that must load it.")
 @click.option("--task", default="text-classification", show_default=True, help="What the model does.")
 @click.option("--seed", type=seed_number, default=0, show_default=True, help="Of every random choice.")
+@click.option(
+    "--study", help="Share short recoveries with other machines: sqlite:///FILE, a database's URL, or a file."
+)
+@click.option("--worker", is_flag=True, help="Train for the same command on another machine, which shares its study.")
 @column_options
 @section_options(Prune)
 @as_json
@@ -56,6 +60,8 @@ def command(
     target: str,
     task: str,
     seed: int,
+    study: str | None,
+    worker: bool,
     text: str,
     label: str | tuple[str, ...],
     as_json: bool,
@@ -65,6 +71,9 @@ def command(
 
     What the layers, heads and FFN columns cost is measured here; what goes is chosen on training rows, and the rest
     learns from the whole model. What was done is kept in OUT.work until the end, so an interrupted call goes on.
+
+    With --study, machines that run the same command with --worker train some of the finalists. Times are taken on the
+    machine that prunes alone.
     """
     from deploykit.cli.json_output import print_json
     from deploykit.cli.render import Screen
@@ -87,10 +96,15 @@ def command(
             target=target,
             threads=threads,
             seed=seed,
+            study=study,
+            worker=worker,
             listener=screen,
         )
     if as_json:
         print_json({"out": str(out), **info})
+        return 0
+    if worker:
+        click.echo(outcome)
         return 0
     click.echo(f"{out}: {outcome}")
     click.echo(f"next: deploykit export {out} -o {out}-onnx, then deploykit parity {model} {out} --data TEST")

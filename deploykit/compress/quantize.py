@@ -1,8 +1,9 @@
-"""An ONNX folder in lower precision: int8 with dynamic or static activation scales, or fp16."""
+"""An ONNX folder in lower precision: int8 with dynamic or static activation scales, weights alone, or fp16."""
 
 from __future__ import annotations
 
 __all__ = [
+    "INT8_SCHEMES",
     "INT8_VARIANTS",
     "QuantizeReport",
     "Variant",
@@ -14,36 +15,52 @@ __all__ = [
 
 import collections
 import contextlib
+import dataclasses
 import logging
+import math
 import shutil
 import tempfile
+import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from deploykit.compress.noise import (
+    FLOAT_PRODUCTS,
+    Batch,
+    int8_noise,
+    one_by_one,
+    products_by_input,
+    value_ranges,
+    watched,
+    weight_of,
+)
+from deploykit.compress.smooth import smooth
+from deploykit.compress.weights import quantize_weights
 from deploykit.errors import QuantizeError
 from deploykit.events import Listener, ignore
 from deploykit.export.lean import split_skip_normalization
 from deploykit.export.modules import module_values
 from deploykit.parity.places import place_of
-from deploykit.runners.onnx_runner import open_session
 from deploykit.runners.tokenize import Encoder
 from deploykit.runners.untrusted import check_onnx
 
 _COMPANIONS = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
-_PRODUCTS = ("QAttention", "MatMulInteger", "QGemm", "QLinearMatMul", "DynamicQuantizeMatMul")
-"""Operators that multiply in int8."""
-_FLOAT_PRODUCTS = ("MatMul", "Gemm", "Attention", "FusedMatMul")
+_PRODUCTS = ("QAttention", "MatMulInteger", "QGemm", "QLinearMatMul", "DynamicQuantizeMatMul", "MatMulNBits")
+"""Operators that multiply by integer weights."""
+_INTEGERS = (onnx.TensorProto.INT8, onnx.TensorProto.UINT8, onnx.TensorProto.INT4, onnx.TensorProto.UINT4)
 
 
-Scheme = Literal["int8_dynamic", "int8_static", "fp16"]
-_INT8_SCHEMES: tuple[Scheme, ...] = ("int8_dynamic", "int8_static")
+Scheme = Literal["int8_dynamic", "int8_static", "int8_weights", "int4_weights", "fp16"]
+INT8_SCHEMES: tuple[Scheme, ...] = ("int8_dynamic", "int8_static")
+"""The schemes that round activations too, and are mended where they lose too much."""
+_WEIGHT_BITS: Mapping[str, int] = {"int8_weights": 8, "int4_weights": 4}
 
 
 @dataclass(frozen=True)
@@ -52,16 +69,19 @@ class Variant:
 
     Attributes:
         scheme: how activations get their scale: per call over the whole batch (`int8_dynamic`, so a message's logits
-            depend on its neighbours), or fixed by calibration (`int8_static`); `fp16` casts weights and arithmetic.
+            depend on its neighbours), or fixed by calibration (`int8_static`); `int8_weights` and `int4_weights` round
+            weights alone, `fp16` casts weights and arithmetic.
         graph: `fused`; `split`, with SkipLayerNormalization taken apart again; or `plain`, as exported.
+        smooth: whether static scales are made easier by moving what is hard to round into the weights (`smooth`).
     """
 
     scheme: Scheme
     graph: Literal["fused", "split", "plain"] = "fused"
+    smooth: bool = False
 
     @property
     def name(self) -> str:
-        return f"{self.scheme}-{self.graph}"
+        return f"{self.scheme}-{self.graph}{'-smooth' * self.smooth}"
 
 
 INT8_VARIANTS = (
@@ -82,8 +102,9 @@ class QuantizeReport:
         variant: how.
         products: int8 matrix products by operator.
         float_products: matrix products left in float.
-        embeddings: whether the embedding tables are int8.
+        embeddings: whether the largest embedding table is of integers.
         size_bytes: of the ONNX file.
+        smoothed: products whose inputs were smoothed.
     """
 
     variant: str
@@ -91,6 +112,7 @@ class QuantizeReport:
     float_products: int
     embeddings: bool
     size_bytes: int
+    smoothed: int = 0
 
 
 def quantize(
@@ -116,26 +138,32 @@ def quantize(
         listener: hears of progress.
 
     Raises:
-        QuantizeError: nothing was quantized, or static scales are asked for without messages.
+        QuantizeError: nothing was quantized, static scales are asked for without messages, or others smoothed.
     """
     if variant.scheme == "int8_static" and not calibration:
         raise QuantizeError("static int8 needs calibration messages", "give --data, or use int8_dynamic")
-    model = _in_form(source, variant)
+    if variant.smooth and variant.scheme != "int8_static":
+        raise QuantizeError(f"{variant.name}: only static scales can be smoothed", "take int8_static")
+    batches = list(one_by_one(Encoder(source), calibration)) if variant.scheme == "int8_static" else []
+    model, smoothed = _in_form(source, variant, batches)
     out.mkdir(parents=True, exist_ok=True)
     for name in _COMPANIONS:
         if (source / name).is_file() and source != out:
             shutil.copy2(source / name, out / name)
-    quantized = _to_fp16(model) if variant.scheme == "fp16" else _to_dynamic_int8(model, out, in_float)
+    if variant.scheme in _WEIGHT_BITS:
+        quantized = quantize_weights(model, _WEIGHT_BITS[variant.scheme], in_float)
+    else:
+        quantized = _to_fp16(model) if variant.scheme == "fp16" else _to_dynamic_int8(model, out, in_float)
     if variant.scheme != "fp16" and not _products(quantized):
         raise QuantizeError(
             f"{source} has no matrix product that could be quantized",
             "export it with `deploykit export`, whose graphs the quantizer knows",
         )
     if variant.scheme == "int8_static":
-        quantized = _with_static_scales(model, quantized, _batches(Encoder(source), calibration), out)
+        quantized = _with_static_scales(model, quantized, batches, out)
     quantized.producer_name = "deploykit"
     onnx.save(quantized, out / "model.onnx")
-    return _count(quantized, variant)
+    return dataclasses.replace(_count(quantized, variant), smoothed=smoothed)
 
 
 def sensitivity(source: Path, variant: Variant, messages: Sequence[str]) -> list[tuple[str, float]]:
@@ -150,43 +178,37 @@ def sensitivity(source: Path, variant: Variant, messages: Sequence[str]) -> list
         the names of nodes, with the signal-to-quantization-noise ratio of their outputs in dB: activations rounded to
         256 steps of their range over the messages, weights to 255 for each output.
     """
-    model, encoder = _in_form(source, variant), Encoder(source)
+    encoder = Encoder(source)
+    model, _ = _in_form(source, variant, list(one_by_one(encoder, messages)))
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
-    products = [node for node in model.graph.node if node.op_type in _FLOAT_PRODUCTS and node.input[1] in constants]
-    entering = list(dict.fromkeys(node.input[0] for node in products))
+    products = products_by_input(model)
+    entering = list(products)
     seen: dict[str, list[NDArray[np.float32]]] = {name: [] for name in entering}
     with tempfile.TemporaryDirectory() as scratch:
-        session = _watched(model, entering, Path(scratch), "observed")
+        session = watched(model, entering, Path(scratch), "observed")
         inputs = [value.name for value in session.get_inputs()]
-        for batch in _batches(encoder, messages):
+        for batch in one_by_one(encoder, messages):
             for name, found in zip(entering, session.run(entering, {key: batch[key] for key in inputs}), strict=True):
                 seen[name].append(found.reshape(-1, found.shape[-1]))
     ratios = []
-    for node in products:
-        values = np.concatenate(seen[node.input[0]])
-        weight = numpy_helper.to_array(constants[node.input[1]])
-        turned = any(each.name == "transB" and each.i for each in node.attribute)
-        weight = weight.T if turned else weight
-        low, high = min(float(values.min()), 0.0), max(float(values.max()), 0.0)
-        step = (high - low) / 255 or 1.0
-        steps = np.maximum(np.abs(weight).max(axis=0, keepdims=True) / 127, 1e-12)
-        wanted = values @ weight
-        noise = (np.rint(values / step) * step) @ (np.rint(weight / steps) * steps) - wanted
-        ratio = float(np.square(wanted).mean(dtype=np.float64) / max(np.square(noise).mean(dtype=np.float64), 1e-30))
-        ratios.append((node.name, 10 * float(np.log10(max(ratio, 1e-30)))))
+    for name, nodes in products.items():
+        values = np.concatenate(seen[name])
+        for node in nodes:
+            noise = int8_noise(values, weight_of(node, constants))
+            ratios.append((node.name, -10 * float(np.log10(max(noise, 1e-30)))))
     return sorted(ratios, key=lambda each: each[1])
 
 
 def product_places(source: Path, variant: Variant) -> dict[str, str]:
     """The nodes of a float graph that are matrix products, with what they are called to people."""
-    model = _in_form(source, variant)
+    model, _ = _in_form(source, variant, ())
     modules = module_values(model)
     readers: dict[str, onnx.NodeProto] = {}
     for node in reversed(model.graph.node):
         readers |= dict.fromkeys(node.input, node)
     found = {}
     for node in model.graph.node:
-        if node.op_type not in _FLOAT_PRODUCTS:
+        if node.op_type not in FLOAT_PRODUCTS:
             continue
         reached: onnx.NodeProto | None = node
         while reached is not None and reached.output[0] not in modules:
@@ -197,24 +219,17 @@ def product_places(source: Path, variant: Variant) -> dict[str, str]:
     return found
 
 
-def _in_form(source: Path, variant: Variant) -> onnx.ModelProto:
-    """The float graph that a variant quantizes."""
+def _in_form(source: Path, variant: Variant, batches: Sequence[Batch]) -> tuple[onnx.ModelProto, int]:
+    """The float graph that a variant quantizes, and how many of its products have smoothed inputs."""
     path = source / ("plain.onnx" if variant.graph == "plain" and (source / "plain.onnx").is_file() else "model.onnx")
     check_onnx(path)
     model = onnx.load(path)
     del model.graph.value_info[:]
-    return split_skip_normalization(model) if variant.graph == "split" else model
-
-
-def _watched(model: onnx.ModelProto, values: Sequence[str], folder: Path, name: str) -> Any:
-    """A session whose outputs are inner values of a graph."""
-    observed = onnx.ModelProto()
-    observed.CopyFrom(model)
-    del observed.graph.output[:]
-    observed.graph.output.extend(helper.make_empty_tensor_value_info(value) for value in values)
-    path = folder / f"{name}.onnx"
-    onnx.save(observed, path)
-    return open_session(path, device="cpu")
+    model = split_skip_normalization(model) if variant.graph == "split" else model
+    if not variant.smooth or not batches:
+        return model, 0
+    model, done = smooth(model, batches)
+    return model, sum(len(each.products) for each in done)
 
 
 def _to_dynamic_int8(model: onnx.ModelProto, scratch_parent: Path, in_float: Sequence[str]) -> onnx.ModelProto:
@@ -255,7 +270,7 @@ def _quiet() -> Iterator[None]:
 def _with_static_scales(
     model: onnx.ModelProto,
     dynamic: onnx.ModelProto,
-    batches: Iterable[Mapping[str, NDArray[np.int64]]],
+    batches: Iterable[Batch],
     scratch_parent: Path,
 ) -> onnx.ModelProto:
     """The dynamic graph with each `DynamicQuantizeLinear` replaced by `QuantizeLinear` at a calibrated scale."""
@@ -263,7 +278,8 @@ def _with_static_scales(
     static.CopyFrom(dynamic)
     graph = static.graph
     measured = [node.input[0] for node in graph.node if node.op_type == "DynamicQuantizeLinear"]
-    ranges = _ranges(model, measured, batches, scratch_parent)
+    with tempfile.TemporaryDirectory(dir=scratch_parent) as scratch:
+        ranges = value_ranges(model, measured, batches, Path(scratch))
     for node in [node for node in graph.node if node.op_type == "DynamicQuantizeLinear"]:
         low, high = (min(ranges[node.input[0]][0], 0.0), max(ranges[node.input[0]][1], 0.0))
         scale = (high - low) / 255 or 1.0
@@ -276,31 +292,6 @@ def _with_static_scales(
         graph.node.remove(node)
         graph.node.insert(position, new)
     return static
-
-
-def _ranges(
-    model: onnx.ModelProto,
-    values: Sequence[str],
-    batches: Iterable[Mapping[str, NDArray[np.int64]]],
-    scratch_parent: Path,
-) -> dict[str, tuple[float, float]]:
-    """The least and greatest element of each value over the batches, from the float graph; padding left out."""
-    ranges = {name: (float("inf"), float("-inf")) for name in values}
-    names = list(ranges)
-    with tempfile.TemporaryDirectory(dir=scratch_parent) as scratch:
-        session = _watched(model, names, Path(scratch), "observed")
-        inputs = [value.name for value in session.get_inputs()]
-        for batch in batches:
-            for name, found in zip(names, session.run(names, {key: batch[key] for key in inputs}), strict=True):
-                low, high = ranges[name]
-                ranges[name] = (min(low, float(found.min())), max(high, float(found.max())))
-    return ranges
-
-
-def _batches(encoder: Encoder, messages: Sequence[str]) -> Iterable[Mapping[str, NDArray[np.int64]]]:
-    """One message a batch: what padding computes would only widen the ranges."""
-    for message in messages:
-        yield encoder.encode([message])
 
 
 def _to_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -318,33 +309,38 @@ def _products(model: onnx.ModelProto) -> dict[str, int]:
 
 def _count(model: onnx.ModelProto, variant: Variant) -> QuantizeReport:
     kinds = collections.Counter(node.op_type for node in model.graph.node)
-    large = {tensor.name: tensor.data_type for tensor in model.graph.initializer if len(tensor.dims) == 2}
-    tables = [
-        large[name]
+    tables = {tensor.name: tensor for tensor in model.graph.initializer if len(tensor.dims) == 2}
+    looked_up = [
+        tables[name]
         for node in model.graph.node
-        if node.op_type in ("Gather", "QEmbedLayerNormalization", "EmbedLayerNormalization")
+        if node.op_type in ("Gather", "GatherBlockQuantized", "QEmbedLayerNormalization", "EmbedLayerNormalization")
         for name in node.input
-        if name in large
+        if name in tables
     ]
+    largest = max(looked_up, key=lambda table: math.prod(table.dims), default=None)
     return QuantizeReport(
         variant=variant.name,
         products=_products(model),
-        float_products=sum(kinds[name] for name in _FLOAT_PRODUCTS),
-        embeddings=bool(tables) and all(kind in (onnx.TensorProto.INT8, onnx.TensorProto.UINT8) for kind in tables),
+        float_products=sum(kinds[name] for name in FLOAT_PRODUCTS),
+        embeddings=largest is not None and largest.data_type in _INTEGERS,
         size_bytes=model.ByteSize(),
     )
 
 
-def scheme_variants(scheme: str, fusions: str) -> tuple[Variant, ...]:
-    """The variants that a recipe's `quantize.scheme` and `quantize.fusions` leave open.
+def scheme_variants(scheme: str, fusions: str, smooth: str = "auto") -> tuple[Variant, ...]:
+    """The variants that a recipe's `quantize.scheme`, `fusions` and `smooth` leave open.
 
     Args:
-        scheme: `int8`, `int8_dynamic`, `int8_static` or `fp16`.
+        scheme: `int8`, or one of `Scheme`.
         fusions: `auto`, `all` or `none`.
+        smooth: `always` smooths where scales are static.
     """
-    if scheme == "fp16":
-        return (Variant("fp16", "plain" if fusions == "none" else "fused"),)
-    schemes = [known for known in _INT8_SCHEMES if scheme in ("int8", known)]
-    if fusions == "auto":
-        return tuple(variant for variant in INT8_VARIANTS if variant.scheme in schemes)
-    return tuple(Variant(known, "plain" if fusions == "none" else "fused") for known in schemes)
+    graph: Literal["fused", "plain"] = "plain" if fusions == "none" else "fused"
+    schemes = [known for known in typing.get_args(Scheme) if known == scheme]
+    if scheme == "int8":
+        schemes = list(INT8_SCHEMES)
+    variants = tuple(Variant(known, graph) for known in schemes)
+    if fusions == "auto" and schemes[0] in INT8_SCHEMES:
+        variants = tuple(variant for variant in INT8_VARIANTS if variant.scheme in schemes)
+    always = smooth == "always"
+    return tuple(dataclasses.replace(each, smooth=always and each.scheme == "int8_static") for each in variants)

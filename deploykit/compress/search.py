@@ -6,7 +6,18 @@ time and an error; errors are weighed by layer, and the weights found by random 
 
 from __future__ import annotations
 
-__all__ = ["LatencyTable", "LayerChoice", "Option", "Sizes", "cheapest", "fit_table", "layer_options", "spaced"]
+__all__ = [
+    "LatencyTable",
+    "LayerChoice",
+    "Option",
+    "Sizes",
+    "cheapest",
+    "choice_of",
+    "fit_table",
+    "layer_options",
+    "name_of",
+    "spaced",
+]
 
 import bisect
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +31,17 @@ LayerChoice = tuple[int, int] | None
 _BINS = 2000
 _TIGHTER = 0.97
 """The next budget, where a choice does not fit."""
+
+
+def name_of(choice: Sequence[LayerChoice]) -> str:
+    """A choice as part of a file's name: `4.64-x` keeps 4 heads and 64 columns of the first of two layers."""
+    return "-".join("x" if layer is None else f"{layer[0]}.{layer[1]}" for layer in choice)
+
+
+def choice_of(name: str) -> list[LayerChoice]:
+    """The choice of a name."""
+    parts = [part.partition(".") for part in name.split("-")]
+    return [None if heads == "x" else (int(heads), int(columns)) for heads, _, columns in parts]
 
 
 @dataclass(frozen=True)

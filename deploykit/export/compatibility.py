@@ -20,7 +20,7 @@ from deploykit.errors import ExportError, UsageError
 from deploykit.runners.untrusted import check_onnx, nodes_of_model
 
 if TYPE_CHECKING:
-    from onnx import ModelProto
+    from onnx import ModelProto, NodeProto
 
 SECURITY_FLOOR = "25.07"
 """A request can run code in releases before this one (CVE-2025-23317, -23319: "all versions prior to 25.07"). It is the
@@ -82,6 +82,8 @@ _OPERATORS_SINCE = {
         "VarlenCausalConvWithState",
     ),
 }  # fmt: skip
+# The first of those wheels that runs them with 8 bits.
+_EIGHT_BITS_SINCE = {"MatMulNBits": "1.22", "GatherBlockQuantized": "1.23"}
 _SINCE_OF_OPERATOR = {name: since for since, names in _OPERATORS_SINCE.items() for name in names}
 
 
@@ -210,7 +212,15 @@ def _excesses(model: ModelProto, limits: Limits) -> list[str]:
         since = _SINCE_OF_OPERATOR[name]
         if _version(since) > _version(limits.operators_of):
             words.append(f"com.microsoft {name} needs onnxruntime {since}")
+    for name in sorted({node.op_type for node in nodes_of_model(model) if _bits(node) == 8} & _EIGHT_BITS_SINCE.keys()):
+        since = _EIGHT_BITS_SINCE[name]
+        if _version(since) > _version(limits.operators_of):
+            words.append(f"com.microsoft {name} with 8 bits needs onnxruntime {since}")
     return words
+
+
+def _bits(node: NodeProto) -> int:
+    return next((int(each.i) for each in node.attribute if each.name == "bits"), 0)
 
 
 def _remedy(model: ModelProto, limits: Limits) -> str:

@@ -16,12 +16,12 @@ from __future__ import annotations
 __all__ = ["FUSIONS", "make_lean", "split_skip_normalization"]
 
 from collections.abc import Callable, Collection, Iterator, Mapping
-from typing import Any
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
-from onnx import helper, numpy_helper
+from onnx import helper
+
+from deploykit.export.graph import Graph, attribute
 
 _MICROSOFT = "com.microsoft"
 _LOWEST = float(np.finfo(np.float32).min)
@@ -38,94 +38,6 @@ _TOKENWISE = {
 }
 
 
-class _Graph:
-    """A graph with the look-ups that rewriting needs, kept current by asking afresh."""
-
-    def __init__(self, model: onnx.ModelProto) -> None:
-        self.model = model
-        self.proto = model.graph
-        self.inputs = {value.name for value in model.graph.input}
-        self.constants = {value.name: value for value in model.graph.initializer}
-
-    def array(self, name: str) -> NDArray[np.generic]:
-        return numpy_helper.to_array(self.constants[name])
-
-    def add_constant(self, name: str, value: NDArray[np.generic]) -> str:
-        tensor = numpy_helper.from_array(np.ascontiguousarray(value), name)
-        self.proto.initializer.append(tensor)
-        self.constants[name] = tensor
-        return name
-
-    def producers(self) -> dict[str, onnx.NodeProto]:
-        return {output: node for node in self.proto.node for output in node.output if output}
-
-    def readers(self) -> dict[str, list[onnx.NodeProto]]:
-        readers: dict[str, list[onnx.NodeProto]] = {}
-        for node in self.proto.node:
-            for name in node.input:
-                readers.setdefault(name, []).append(node)
-        return readers
-
-    def of_type(self, *kinds: str) -> list[onnx.NodeProto]:
-        return [node for node in self.proto.node if node.op_type in kinds]
-
-    def sources(self, name: str) -> set[str]:
-        """The graph inputs that a value is computed from."""
-        producers, seen, found, stack = self.producers(), set(), set(), [name]
-        while stack:
-            value = stack.pop()
-            if value in seen:
-                continue
-            seen.add(value)
-            if value in self.inputs:
-                found.add(value)
-            elif value in producers:
-                stack.extend(name for name in producers[value].input if name)
-        return found
-
-    def part(self, name: str) -> onnx.ModelProto:
-        """The part of the graph that computes one value, as a model."""
-        producers, needed, stack = self.producers(), set(), [name]
-        while stack:
-            value = stack.pop()
-            if value in producers and value not in needed:
-                needed.add(value)
-                stack.extend(producers[value].input)
-        nodes = [node for node in self.proto.node if any(output in needed for output in node.output)]
-        used = {value for node in nodes for value in node.input}
-        part = helper.make_graph(
-            nodes,
-            "part",
-            [value for value in self.proto.input if value.name in used],
-            [helper.make_empty_tensor_value_info(name)],
-            [self.constants[value] for value in used if value in self.constants],
-        )
-        return helper.make_model(part, opset_imports=self.model.opset_import, ir_version=self.model.ir_version)
-
-    def insert_before(self, node: onnx.NodeProto, new: onnx.NodeProto) -> None:
-        self.proto.node.insert(self._position(node), new)
-
-    def insert_after(self, node: onnx.NodeProto, new: onnx.NodeProto) -> None:
-        self.proto.node.insert(self._position(node) + 1, new)
-
-    def _position(self, node: onnx.NodeProto) -> int:
-        return next(index for index, other in enumerate(self.proto.node) if other is node)
-
-    def drop_dead(self) -> None:
-        """Remove nodes and initializers that no output needs."""
-        outputs = {value.name for value in self.proto.output}
-        while True:
-            used = {name for node in self.proto.node for name in node.input} | outputs
-            dead = [node for node in self.proto.node if not any(name in used for name in node.output if name)]
-            if not dead:
-                break
-            for node in dead:
-                self.proto.node.remove(node)
-        for tensor in [tensor for tensor in self.proto.initializer if tensor.name not in used]:
-            self.proto.initializer.remove(tensor)
-            del self.constants[tensor.name]
-
-
 def make_lean(model: onnx.ModelProto, without: Collection[str] = ()) -> onnx.ModelProto:
     """The same model with a leaner graph; what does not apply is left as it is.
 
@@ -135,7 +47,7 @@ def make_lean(model: onnx.ModelProto, without: Collection[str] = ()) -> onnx.Mod
     """
     lean = onnx.ModelProto()
     lean.CopyFrom(split_skip_normalization(model) if _SKIP in without else model)
-    graph = _Graph(lean)
+    graph = Graph(lean)
     _fold_weight_concats(graph)
     for name, rewrite in _REWRITES.items():
         if name not in without:
@@ -150,7 +62,7 @@ def split_skip_normalization(model: onnx.ModelProto) -> onnx.ModelProto:
     """The same model with each `SkipLayerNormalization` as `Add` and `LayerNormalization`: at times faster."""
     split = onnx.ModelProto()
     split.CopyFrom(model)
-    graph = _Graph(split)
+    graph = Graph(split)
     for number, node in enumerate(graph.of_type("SkipLayerNormalization")):
         inputs = [*node.input, *[""] * (5 - len(node.input))]
         total, *others = [name for name in (inputs[0], inputs[1], inputs[4]) if name]
@@ -162,22 +74,22 @@ def split_skip_normalization(model: onnx.ModelProto) -> onnx.ModelProto:
             total = name
         norm = helper.make_node(
             "LayerNormalization", [name for name in (total, *inputs[2:4]) if name], [node.output[0]],
-            name=f"skip_norm_{number}", axis=-1, epsilon=_attribute(node, "epsilon", 1e-5),
+            name=f"skip_norm_{number}", axis=-1, epsilon=attribute(node, "epsilon", 1e-5),
         )  # fmt: skip
         graph.insert_before(node, norm)
         graph.proto.node.remove(node)
     return split
 
 
-def _fold_weight_concats(graph: _Graph) -> None:
+def _fold_weight_concats(graph: Graph) -> None:
     for node in graph.of_type("Concat"):
         if all(name in graph.constants for name in node.input):
-            joined = np.concatenate([graph.array(name) for name in node.input], axis=_attribute(node, "axis", 0))
+            joined = np.concatenate([graph.array(name) for name in node.input], axis=attribute(node, "axis", 0))
             graph.add_constant(node.output[0], joined)
             graph.proto.node.remove(node)
 
 
-def _attend_by_mask(graph: _Graph) -> None:
+def _attend_by_mask(graph: Graph) -> None:
     """Give `Attention` the int32 mask [batch, length] in place of a bias computed from that mask alone."""
     if "attention_mask" not in graph.inputs:
         return
@@ -190,7 +102,7 @@ def _attend_by_mask(graph: _Graph) -> None:
         del node.input[:]
         node.input.extend([*names[:3], "attention_mask_int32"])
         kept = [value for value in node.attribute if value.name not in {"mask_filter_value", "qkv_hidden_sizes"}]
-        sizes = _attribute(node, "qkv_hidden_sizes", [])
+        sizes = attribute(node, "qkv_hidden_sizes", [])
         if len(set(sizes)) > 1:  # unequal sizes have to be said; equal ones keep quantizers away
             kept.append(helper.make_attribute("qkv_hidden_sizes", sizes))
         del node.attribute[:]
@@ -203,14 +115,14 @@ def _attend_by_mask(graph: _Graph) -> None:
         graph.proto.node.insert(0, cast)
 
 
-def _drop_unread_outputs(graph: _Graph) -> None:
+def _drop_unread_outputs(graph: Graph) -> None:
     read = set(graph.readers()) | {value.name for value in graph.proto.output}
     for node in graph.of_type("SkipLayerNormalization", "EmbedLayerNormalization"):
         if not any(name in read for name in node.output[1:]):
             del node.output[1:]
 
 
-def _fuse_embeddings(graph: _Graph) -> None:
+def _fuse_embeddings(graph: Graph) -> None:
     """Sum and normalization of word, position and (constant) token-type look-ups as one `EmbedLayerNormalization`.
 
     Applies where positions count from zero and token types are all zero; that is found out by computing the indices.
@@ -238,7 +150,7 @@ def _fuse_embeddings(graph: _Graph) -> None:
             "EmbedLayerNormalization",
             ["input_ids_int32", "", words[0].input[0], name, "", norm.input[1], norm.input[2]],
             [norm.output[0], "embeddings_mask_index"],
-            name="embeddings", domain=_MICROSOFT, epsilon=_attribute(norm, "epsilon", 1e-5),
+            name="embeddings", domain=_MICROSOFT, epsilon=attribute(norm, "epsilon", 1e-5),
         )  # fmt: skip
         graph.insert_before(norm, cast)
         graph.insert_before(norm, fused)
@@ -246,7 +158,7 @@ def _fuse_embeddings(graph: _Graph) -> None:
         return
 
 
-def _summed_lookups(graph: _Graph, producers: dict[str, onnx.NodeProto], name: str) -> Iterator[onnx.NodeProto]:
+def _summed_lookups(graph: Graph, producers: dict[str, onnx.NodeProto], name: str) -> Iterator[onnx.NodeProto]:
     """The look-ups whose sum a value is; something else in the sum ends the search with a node that matches nothing."""
     node = producers.get(name)
     if node is not None and node.op_type == "Add":
@@ -258,7 +170,7 @@ def _summed_lookups(graph: _Graph, producers: dict[str, onnx.NodeProto], name: s
         yield helper.make_node("Gather", [name, ""], [])
 
 
-def _indices(graph: _Graph, name: str) -> str:
+def _indices(graph: Graph, name: str) -> str:
     """What indices a value holds, for some batch: `positions` counted from zero, `zeros`, or `other`."""
     if not name:
         return "other"
@@ -285,14 +197,14 @@ def _indices(graph: _Graph, name: str) -> str:
     return found.pop() if len(found) == 1 else "other"
 
 
-def _keep_first_token(graph: _Graph) -> None:
+def _keep_first_token(graph: Graph) -> None:
     """Where only the first token is read in the end, select it right behind the last `Attention`.
 
     Everything between works token by token, so the answer is the same with less work (for the last layer alone).
     """
     producers = graph.producers()
     for select in graph.of_type("Gather"):
-        if select.input[1] not in graph.constants or _attribute(select, "axis", 0) != 1:
+        if select.input[1] not in graph.constants or attribute(select, "axis", 0) != 1:
             continue
         index = graph.array(select.input[1])
         if index.ndim != 0 or int(index) != 0:
@@ -314,7 +226,7 @@ def _keep_first_token(graph: _Graph) -> None:
         return
 
 
-def _tokenwise_region(graph: _Graph, select: onnx.NodeProto) -> tuple[list[onnx.NodeProto], list[str]]:
+def _tokenwise_region(graph: Graph, select: onnx.NodeProto) -> tuple[list[onnx.NodeProto], list[str]]:
     """The nodes that work token by token and feed only `select`, and the values that enter them from outside."""
     producers, readers = graph.producers(), graph.readers()
     outputs = {value.name for value in graph.proto.output}
@@ -341,19 +253,12 @@ def _tokenwise_region(graph: _Graph, select: onnx.NodeProto) -> tuple[list[onnx.
     return region, border
 
 
-def _token_inputs(graph: _Graph, node: onnx.NodeProto) -> list[str]:
+def _token_inputs(graph: Graph, node: onnx.NodeProto) -> list[str]:
     return [name for name in node.input if name and name not in graph.constants]
 
 
-def _attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:
-    for attribute in node.attribute:
-        if attribute.name == name:
-            return helper.get_attribute_value(attribute)
-    return default
-
-
 _SKIP = "SkipLayerNormalization"
-_REWRITES: Mapping[str, Callable[[_Graph], None]] = {
+_REWRITES: Mapping[str, Callable[[Graph], None]] = {
     "attention by mask": _attend_by_mask,
     "unread outputs dropped": _drop_unread_outputs,
     "EmbedLayerNormalization": _fuse_embeddings,

@@ -366,6 +366,8 @@ def _added(value: str) -> str:
 
 def _precision(model: onnx.ModelProto) -> str:
     kinds = {node.op_type for node in model.graph.node}
+    if "MatMulNBits" in kinds:  # whatever its weights have, it computes in int8
+        return "int8"
     if kinds & {"MatMulInteger", "QAttention", "QLinearMatMul", "QGemm", "QuantizeLinear", "DynamicQuantizeLinear"}:
         return "int8"
     weights = {tensor.data_type for tensor in model.graph.initializer if len(tensor.dims) == 2}

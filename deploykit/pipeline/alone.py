@@ -41,6 +41,7 @@ from deploykit.pipeline.measuring import OutputCache
 from deploykit.pipeline.pairs import labels_or_error, pair_from_text
 from deploykit.pipeline.reproducer import write_reproducer
 from deploykit.pipeline.stages import package_settings
+from deploykit.pipeline.study import open_study
 from deploykit.recipe import Finetune, Goal, Package, Prune, Quantize
 from deploykit.runners import target_from_text
 from deploykit.runners.checkpoint import resolve_model, resolve_or_error
@@ -163,6 +164,8 @@ def prune_alone(
     target: str,
     threads: int,
     seed: int,
+    study: str | None = None,
+    worker: bool = False,
     listener: Listener = ignore,
 ) -> tuple[str, dict[str, Any]]:
     """Prune a fine-tuned checkpoint folder until it is as fast and small as the goal asks, and let it recover.
@@ -182,16 +185,21 @@ def prune_alone(
         target: the Triton release to export for.
         threads: of a session; 0 for all cores.
         seed: of every random choice.
+        study: a storage (see `open_study`) through which processes elsewhere take part in the short recoveries.
+        worker: take part in the pruning that another process shares there, in place of pruning.
         listener: hears of progress.
 
     Returns:
         what stayed in words, and what was measured.
 
     Raises:
-        UsageError: the goal has no limit on speed or size.
+        UsageError: the goal has no limit on speed or size, or the study is not there.
+        MissingDependencyError: a study is asked for, and Optuna is not installed.
     """
-    from deploykit.pipeline.compression import prune_to_goal
+    from deploykit.pipeline.compression import join_pruning, prune_to_goal
 
+    if worker and study is None:
+        raise UsageError("a worker needs a study to work for", "give --study")
     if goal.speedup is goal.p50_ms is goal.p99_ms is goal.size_mb is None and not settings.keep:
         hint = "give --speedup, --p50-ms, --p99-ms or --size-mb, or --keep"
         raise UsageError("there is no speed or size to prune to", hint)
@@ -204,24 +212,21 @@ def prune_alone(
     rows.append(list(data.unlabelled))
     key = digest_json([dict(digest_tree(model)), *dumps, task, target, threads, seed, *rows])
     workspace = out.absolute().with_name(f"{out.name}.work") / key[:16]
+    shared = None if study is None else open_study(study, key, listener, join=worker)
     info: dict[str, Any] = {}
-    with new_folder(out) as folder:
-        outcome = prune_to_goal(
-            model,
-            folder,
-            task=find_task(task),
-            data=data,
-            settings=settings,
-            finetune=Finetune(),
-            goal=goal,
-            quantize=Quantize(),
-            target=target,
-            threads=threads,
-            seed=seed,
-            workspace=workspace,
-            info=info,
-            listener=listener,
-        )
+    same: dict[str, Any] = {
+        "task": find_task(task), "data": data, "settings": settings, "finetune": Finetune(), "goal": goal,
+        "quantize": Quantize(), "target": target, "threads": threads, "seed": seed, "workspace": workspace,
+        "study": shared, "listener": listener,
+    }  # fmt: skip
+    if worker:
+        count = join_pruning(model, **same)
+        outcome = f"trained {count} finalist{'s' * (count != 1)} of another process; nothing is written"
+    else:
+        with new_folder(out) as folder:
+            outcome = prune_to_goal(model, folder, info=info, **same)
+            if shared is not None:
+                shared.close()
     shutil.rmtree(workspace.parent, ignore_errors=True)
     return outcome, info
 

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deploykit.compress.quantize import (
+    INT8_SCHEMES,
     INT8_VARIANTS,
     QuantizeReport,
     Variant,
@@ -110,8 +111,8 @@ def choose_variant(
 
     A form whose drop on the validation split is shown to exceed `max_drop`, or whose answers change in batches, is
     out (see `choose`). Where all lose more than that, and `settings.mend` says so, the best is mended with the cheapest
-    remedy that does: other fusions, then the fewest products in float, then the other int8 scheme. Where nothing does,
-    the most accurate is kept, and parity will say what it lost.
+    remedy that does: smoothed static scales, other fusions, the fewest products in float, the other int8 scheme. Where
+    nothing does, the most accurate is kept, and parity will say what it lost.
 
     Args:
         source: the exported ONNX folder.
@@ -131,7 +132,7 @@ def choose_variant(
         shutil.copytree(source, out, dirs_exist_ok=True, ignore=shutil.ignore_patterns("plain.onnx", "manifest.json"))
         info.update({"variant": "fp32", "scheme": "none"})
         return "none: float32 as exported"
-    variants = scheme_variants(settings.scheme, settings.fusions)
+    variants = scheme_variants(settings.scheme, settings.fusions, settings.smooth)
     with tempfile.TemporaryDirectory(dir=out.parent) as scratch:
         forms = _Forms(source, Path(scratch), settings, task, data, seed, listener)
         total = len(variants) + 1
@@ -139,12 +140,21 @@ def choose_variant(
             listener(Progress("quantize", number, total, "step", {}))
             found = forms.add(variant)
             listener(Progress("quantize", number + 1, total, "step", {"drop": found.drop}))
-        if len(variants) > 1:
+        smoothed: dict[str, str] = {}
+        if settings.mend and settings.smooth == "auto":
+            smoothed = _smooth_what_loses(forms, variants, max_drop)
+        if len(forms.found) > 1:
             forms.time(list(forms.found))
         chosen = choose(forms.found, max_drop)
         mended: dict[str, Any] = {}
-        if settings.mend and settings.scheme != "fp16" and not forms.found[chosen].loses_little(max_drop):
+        if (
+            settings.mend
+            and forms.variants[chosen].scheme in INT8_SCHEMES
+            and not forms.found[chosen].loses_little(max_drop)
+        ):
             chosen, mended = _mend(forms, chosen, max_drop, settings.mend_trials)
+        elif chosen in smoothed:
+            mended = _repair(forms, smoothed[chosen], chosen, list(smoothed))
         if forms.found[chosen].drop_lower > max_drop:
             listener(Warn(f"every way to quantize loses more than {max_drop:.2%} on validation; kept {chosen}"))
         listener(Progress("quantize", total, total, "step"))
@@ -223,6 +233,19 @@ class _Forms:
         return {name: samples.p50_ms for name, samples in timed.items()}
 
 
+def _smooth_what_loses(forms: _Forms, variants: Sequence[Variant], max_drop: float) -> dict[str, str]:
+    """Make what loses too much with static scales once more, smoothed; the new names with the old ones."""
+    made = {}
+    for variant in variants:
+        before = forms.found[variant.name]
+        if variant.scheme == "int8_static" and not before.loses_little(max_drop):
+            smooth = dataclasses.replace(variant, smooth=True)
+            made[smooth.name] = variant.name
+            drops = f"drop {before.drop:.2%} on validation, smoothed {forms.add(smooth).drop:.2%}"
+            forms.listener(Note(f"{variant.name}: {drops}"))
+    return made
+
+
 def _mend(forms: _Forms, worst: str, max_drop: float, budget: int) -> tuple[str, dict[str, Any]]:
     """Try remedies in the order of what they cost until one suffices; what was tried, and what it gave up in speed."""
     begun = len(forms.found)
@@ -264,21 +287,31 @@ def _mend(forms: _Forms, worst: str, max_drop: float, budget: int) -> tuple[str,
     chosen = chosen or choose(forms.found, max_drop)
     trials = list(forms.found)[begun:]
     places = product_places(forms.source, forms.variants[chosen])
-    mended: dict[str, Any] = {
-        "from": worst,
-        "to": chosen,
+    mended = _repair(forms, worst, chosen, trials) | {
         "suffices": suffices_now,
-        "trials": len(trials),
-        "tried": {name: forms.found[name].drop for name in trials},
         "in_float": [places.get(node, node) for node in in_float] if suffices_now else [],
         "sensitivity_db": {places.get(node, node): round(ratio, 1) for node, ratio in ranked},
+    }
+    return chosen, mended
+
+
+def _repair(forms: _Forms, worst: str, chosen: str, trials: Sequence[str]) -> dict[str, Any]:
+    """A repair as a manifest tells it, with what it gives up in speed."""
+    told: dict[str, Any] = {
+        "from": worst,
+        "to": chosen,
+        "suffices": True,
+        "trials": len(trials),
+        "tried": {name: forms.found[name].drop for name in trials},
+        "in_float": [],
+        "sensitivity_db": {},
     }
     if chosen != worst:
         p50_ms = forms.time([worst, chosen], float32=forms.source)
         before, after, float_ms = p50_ms[worst], p50_ms[chosen], p50_ms["float32"]
-        mended |= {"p50_ms": {"float32": float_ms, "before": before, "after": after}, "speedup_kept": before / after}
+        told |= {"p50_ms": {"float32": float_ms, "before": before, "after": after}, "speedup_kept": before / after}
         forms.listener(Note(f"mended as {chosen}: p50 {after:.2f} ms, {before:.2f} before, {float_ms:.2f} in float32"))
-    return chosen, mended
+    return told
 
 
 def _compared(

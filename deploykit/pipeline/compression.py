@@ -6,16 +6,17 @@ precision, levels by dynamic programming; then distillation. The test split is n
 
 from __future__ import annotations
 
-__all__ = ["prune_to_goal"]
+__all__ = ["join_pruning", "prune_to_goal"]
 
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from deploykit.artifacts.atomic import write_atomic
-from deploykit.compress.search import LayerChoice
+from deploykit.compress.search import LayerChoice, choice_of
 from deploykit.compress.vocabulary import trim_vocabulary
 from deploykit.data.dataset import LabelledData
 from deploykit.errors import ModelError
@@ -24,7 +25,8 @@ from deploykit.latency.messages import timed_messages
 from deploykit.pipeline.choice import sampled
 from deploykit.pipeline.clock import Bench, read_note
 from deploykit.pipeline.recovery import Recovery
-from deploykit.pipeline.selection import CutModels, Selection, in_words
+from deploykit.pipeline.selection import CutModels, Selection, in_words, tried
+from deploykit.pipeline.study import Study
 from deploykit.recipe import Finetune, Goal, Prune, Quantize
 from deploykit.tasks import Task
 from deploykit.tasks.pruned import encoder_layers, heads_fixed
@@ -49,6 +51,7 @@ def prune_to_goal(
     seed: int,
     workspace: Path,
     info: dict[str, Any],
+    study: Study | None = None,
     listener: Listener = ignore,
 ) -> str:
     """Prune a fine-tuned model until it is as fast as the goal asks, and distil it from the unpruned one.
@@ -67,6 +70,7 @@ def prune_to_goal(
         seed: of the calibration messages, the search and the recovery.
         workspace: keeps what was measured and the recovery's checkpoints.
         info: is filled with what was found.
+        study: shares the short recoveries of finalists with other machines.
         listener: hears of progress.
 
     Returns:
@@ -75,12 +79,84 @@ def prune_to_goal(
     Raises:
         ModelError: the model can't be pruned.
     """
+    work = _set_up(
+        teacher, task=task, data=data, settings=settings, finetune=finetune, goal=goal, quantize=quantize,
+        target=target, threads=threads, seed=seed, workspace=workspace, listener=listener,
+    )  # fmt: skip
+    bench, recovery, cuts = work.bench, work.recovery, work.cuts
+    info.update(work.trimmed)
+    named = _named(settings.keep, cuts.model)
+    kept = (
+        read_note(workspace / "choice.json")
+        if named is None
+        else {"choice": [layer and list(layer) for layer in named]}
+    )
+    if kept is None:
+        selection = Selection(bench, cuts, recovery, goal, settings, study)
+        kept = json.loads(json.dumps({"choice": selection.choose(), **selection.info()}))
+        write_atomic(workspace / "choice.json", json.dumps(kept).encode())
+    choice = [None if layer is None else (int(layer[0]), int(layer[1])) for layer in kept["choice"]]
+    info.update(kept)
+    if choice == cuts.whole:
+        kept_as_is = teacher if goal.size_mb is None else cuts.checkpoint  # for speed alone no piece need go
+        shutil.copytree(kept_as_is, out, dirs_exist_ok=True, ignore=shutil.ignore_patterns("manifest.json"))
+        return "no layer pruned: the whole model is fast and small enough"
+    pruned, words = cuts.saved(choice), in_words(choice)
+    del work, cuts
+    if not settings.epochs:
+        shutil.copytree(pruned, out, dirs_exist_ok=True, ignore=shutil.ignore_patterns("trial.json", "measured.json"))
+        return f"{words}; not retrained"
+    info["recovery"] = recovery.best(pruned, out, workspace)
+    shutil.copy2(pruned / "pruning.json", out / "pruning.json")
+    return f"{words}; {task.metric} {info['recovery']['metrics'][task.metric]:.2%} on validation"
+
+
+def join_pruning(teacher: Path, *, task: Task, study: Study, settings: Prune, **same: Any) -> int:
+    """Train finalists of a pruning that runs elsewhere with the same model, data and settings; how many.
+
+    Nothing is timed: that is for the machine that prunes.
+
+    Args:
+        teacher: the same model folder.
+        task: what the model does.
+        study: that the pruning shares.
+        settings: the same.
+        **same: the other arguments of `prune_to_goal` but `out` and `info`.
+    """
+    work = _set_up(teacher, task=task, settings=settings, **same)
+    return study.work(lambda name: tried(work.bench, work.cuts, work.recovery, choice_of(name)))
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What pruning works with."""
+
+    bench: Bench
+    recovery: Recovery
+    cuts: CutModels
+    trimmed: dict[str, Any]
+
+
+def _set_up(
+    teacher: Path,
+    *,
+    task: Task,
+    data: LabelledData,
+    settings: Prune,
+    finetune: Finetune,
+    goal: Goal,
+    quantize: Quantize,
+    target: str,
+    threads: int,
+    seed: int,
+    workspace: Path,
+    listener: Listener,
+) -> _Work:
     import torch
 
     from deploykit.runners.tokenize import Encoder
 
     whole, (teacher, trimmed) = teacher, _trimmed(teacher, task, data, settings, workspace, listener)
-    info.update(trimmed)
     texts = sampled(data.train.texts, settings.calibration_rows, seed)
     bench = Bench(
         task,
@@ -101,29 +177,7 @@ def prune_to_goal(
     batches, more = (_batches(encoder, sampled(data.train.texts, rows, seed)) for rows in (len(texts), _FITTED_ROWS))
     named = _named(settings.keep, model)
     cuts = CutModels(model, teacher, batches, more, bench.folder, listener, named=named or ())
-    kept = (
-        read_note(workspace / "choice.json")
-        if named is None
-        else {"choice": [layer and list(layer) for layer in named]}
-    )
-    if kept is None:
-        selection = Selection(bench, cuts, recovery, goal, settings)
-        kept = json.loads(json.dumps({"choice": selection.choose(), **selection.info()}))
-        write_atomic(workspace / "choice.json", json.dumps(kept).encode())
-    choice = [None if layer is None else (int(layer[0]), int(layer[1])) for layer in kept["choice"]]
-    info.update(kept)
-    if choice == cuts.whole:
-        kept_as_is = whole if goal.size_mb is None else teacher  # for speed alone no piece need go
-        shutil.copytree(kept_as_is, out, dirs_exist_ok=True, ignore=shutil.ignore_patterns("manifest.json"))
-        return "no layer pruned: the whole model is fast and small enough"
-    pruned, words = cuts.saved(choice), in_words(choice)
-    del model, cuts
-    if not settings.epochs:
-        shutil.copytree(pruned, out, dirs_exist_ok=True, ignore=shutil.ignore_patterns("trial.json", "measured.json"))
-        return f"{words}; not retrained"
-    info["recovery"] = recovery.best(pruned, out, workspace)
-    shutil.copy2(pruned / "pruning.json", out / "pruning.json")
-    return f"{words}; {task.metric} {info['recovery']['metrics'][task.metric]:.2%} on validation"
+    return _Work(bench, recovery, cuts, trimmed)
 
 
 def _named(keep: Sequence[str], model: Any) -> list[LayerChoice] | None:

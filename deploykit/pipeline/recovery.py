@@ -120,6 +120,7 @@ class Recovery:
                 copies=copies,
                 seed=self.seed,
             ),
+            rounded_epochs=0.0 if trial else self.settings.qat_epochs,
             stage="prune",
             listener=self.listener,
         )

@@ -7,7 +7,14 @@ after a short recovery.
 
 from __future__ import annotations
 
-__all__ = ["CutModels", "Point", "Selection", "in_words", "pruned_candidates"]
+__all__ = [
+    "CutModels",
+    "Point",
+    "Selection",
+    "in_words",
+    "pruned_candidates",
+    "tried",
+]
 
 import json
 import tempfile
@@ -22,7 +29,7 @@ import numpy as np
 from deploykit.artifacts.atomic import write_atomic
 from deploykit.compress.calibrate import Candidates, candidates, divergence, pruned_copy
 from deploykit.compress.refit import refit
-from deploykit.compress.search import LayerChoice, Option, cheapest, layer_options, spaced
+from deploykit.compress.search import LayerChoice, Option, cheapest, layer_options, name_of, spaced
 from deploykit.events import Listener, Note, Progress, Warn
 from deploykit.pipeline.clock import (
     COLUMNS_MULTIPLE,
@@ -36,6 +43,7 @@ from deploykit.pipeline.clock import (
     time_shapes,
 )
 from deploykit.pipeline.recovery import Recovery
+from deploykit.pipeline.study import Study
 from deploykit.recipe import Goal, Prune
 from deploykit.report.result import PrunedCandidate
 from deploykit.runners import Target
@@ -93,12 +101,20 @@ class CutModels:
 
     def saved(self, choice: Sequence[LayerChoice]) -> Path:
         """The checkpoint folder of a cut model, fitted, with the plan beside it as `pruning.json`."""
-        folder = self._folder / ("assembled-" + "-".join("x" if c is None else f"{c[0]}.{c[1]}" for c in choice))
+        folder = self._folder / f"assembled-{name_of(choice)}"
         if not (folder / "config.json").is_file():
             small, plan = pruned_copy(self.model, self.levels, choice)
             refit(self.model, small, plan, self._more, listener=self._listener)
             save_model(small, self.checkpoint, folder, {"pruning.json": asdict(plan)})
         return folder
+
+    def expected(self, output: str) -> tuple[Sequence[Mapping[str, Any]], list[Any]]:
+        """Some of the batches, and what the whole model answers to them."""
+        import torch
+
+        few = self.batches[: max(1, len(self.batches) // 2)]
+        with torch.inference_mode():
+            return few, [self.model(**batch)[output] for batch in few]
 
 
 @dataclass
@@ -124,6 +140,25 @@ class Point:
     metric: float | None = None
 
 
+def tried(bench: Bench, cuts: CutModels, recovery: Recovery, choice: Sequence[LayerChoice]) -> Mapping[str, Any]:
+    """What a cut model is after a short recovery on some of the rows: `loss` and `metric` on validation.
+
+    How near a cut model is to the whole one says little once most layers are gone: layers next to each other and
+    next to the head look best then, and recover worst.
+    """
+    folder = cuts.saved(choice)
+    kept = read_note(folder / "trial.json")
+    if kept is None and recovery.settings.epochs:
+        with tempfile.TemporaryDirectory(dir=bench.folder) as scratch:
+            result = recovery.run(folder, Path(scratch), bench.folder / f"trial-{folder.name}", trial=True)
+        kept = {"loss": result.metrics["loss"], "metric": result.metrics[bench.task.metric]}
+    elif kept is None:
+        small = bench.task.load_model(folder)
+        kept = {"loss": divergence(small, *cuts.expected(bench.task.output), bench.task.output), "metric": None}
+    write_atomic(folder / "trial.json", json.dumps(kept).encode())
+    return kept
+
+
 class Selection:
     """The search for what stays.
 
@@ -133,10 +168,20 @@ class Selection:
         recovery: tries them.
         goal: what to reach.
         settings: the recipe's `prune` section.
+        study: that shares the trials with other machines; None tries all here.
     """
 
-    def __init__(self, bench: Bench, cuts: CutModels, recovery: Recovery, goal: Goal, settings: Prune) -> None:
+    def __init__(
+        self,
+        bench: Bench,
+        cuts: CutModels,
+        recovery: Recovery,
+        goal: Goal,
+        settings: Prune,
+        study: Study | None = None,
+    ) -> None:
         self._bench, self._cuts, self._recovery, self._goal, self._settings = bench, cuts, recovery, goal, settings
+        self._study = study
         self._reference = Target("torch", str(cuts.checkpoint), device="cpu", task=bench.task.name)
         self.timings: Timings = time_shapes(bench, cuts.model, cuts.checkpoint, self._reference)
         self._sizes = read_sizes(bench)
@@ -165,9 +210,7 @@ class Selection:
             self._bench.listener(Warn("no choice was as quick as predicted: the quickest stays"))
             return min(self.points, key=lambda point: point.measured_ms).choice
         if len(finalists) > 1:
-            for number, point in enumerate(finalists):
-                self._bench.listener(Note(f"trying {in_words(point.choice)}, {number + 1} of {len(finalists)}"))
-                self._try(point)
+            self._try(finalists)
         return min(finalists, key=lambda point: point.loss or 0.0).choice
 
     def info(self) -> dict[str, Any]:
@@ -214,37 +257,21 @@ class Selection:
         self.timings = self.timings.seen(choice, ms)
         return point
 
-    def _try(self, point: Point) -> None:
-        """What a finalist is after a short recovery on some of the rows.
+    def _try(self, finalists: Sequence[Point]) -> None:
+        """What finalists are after a short recovery, in this process or in those that share the study."""
+        names = {name_of(point.choice): point for point in finalists}
 
-        How near a cut model is to the whole one says little once most layers are gone: layers next to each other and
-        next to the head look best then, and recover worst.
-        """
-        folder = self._cuts.saved(point.choice)
-        kept = read_note(folder / "trial.json")
-        if kept is None and self._recovery.settings.epochs:
-            with tempfile.TemporaryDirectory(dir=self._bench.folder) as scratch:
-                result = self._recovery.run(
-                    folder, Path(scratch), self._bench.folder / f"trial-{folder.name}", trial=True
-                )
-            kept = {"loss": result.metrics["loss"], "metric": result.metrics[self._bench.task.metric]}
-        elif kept is None:
-            small = self._bench.task.load_model(folder)
-            kept = {"loss": divergence(small, *self._expected(), self._bench.task.output), "metric": None}
-        write_atomic(folder / "trial.json", json.dumps(kept).encode())
-        point.loss, point.metric = kept["loss"], kept["metric"]
+        def do(name: str) -> Mapping[str, Any]:
+            self._bench.listener(Note(f"trying {in_words(names[name].choice)}, one of {len(names)}"))
+            return tried(self._bench, self._cuts, self._recovery, names[name].choice)
 
-    def _expected(self) -> tuple[Sequence[Mapping[str, Any]], list[Any]]:
-        """Some of the batches, and what the whole model answers to them."""
-        import torch
-
-        few = self._cuts.batches[: max(1, len(self._cuts.batches) // 2)]
-        with torch.inference_mode():
-            return few, [self._cuts.model(**batch)[self._bench.task.output] for batch in few]
+        results = {name: do(name) for name in names} if self._study is None else self._study.share(list(names), do)
+        for name, point in names.items():
+            point.loss, point.metric = results[name]["loss"], results[name]["metric"]
 
     def _searched(self) -> list[LayerChoice] | None:
         """The choice whose cut model is nearest to the whole one, over random weights of the layers (SPDY)."""
-        few, expected = self._expected()
+        few, expected = self._cuts.expected(self._bench.task.output)
         options, tries = self._options(), self._settings.tries
         random = np.random.default_rng(self._bench.seed)
         best: tuple[list[LayerChoice], float] | None = None

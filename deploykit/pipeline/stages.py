@@ -14,6 +14,7 @@ from typing import Any
 from deploykit.artifacts.store import Draft
 from deploykit.data.dataset import load_data
 from deploykit.events import Warn
+from deploykit.export.compatibility import preflight
 from deploykit.pipeline.choice import choose_variant, sampled
 from deploykit.pipeline.context import Context
 from deploykit.pipeline.plan import Stage
@@ -124,7 +125,7 @@ def _make_export(context: Context, draft: Draft) -> str:
 
 def _make_quantize(context: Context, draft: Draft) -> str:
     recipe = context.recipe
-    return choose_variant(
+    outcome = choose_variant(
         context.folder("export"),
         draft.path,
         recipe.quantize,
@@ -135,6 +136,8 @@ def _make_quantize(context: Context, draft: Draft) -> str:
         info=draft.info,
         listener=context.listener,
     )
+    preflight(draft.path / "model.onnx", recipe.export.target)  # few bits need newer operators than the export
+    return outcome
 
 
 def _make_package(context: Context, draft: Draft) -> str:

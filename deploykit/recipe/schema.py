@@ -100,6 +100,13 @@ def _kept_layers(value: object) -> object:
     return tuple(layers)
 
 
+def _not_bf16(value: object) -> object:
+    """Says why there is no bfloat16, which training has."""
+    if value in ("bf16", "bfloat16"):
+        raise ValueError("bf16: onnxruntime has no bfloat16 products on a CPU; take int8 there, and fp16 on a GPU")
+    return value
+
+
 def _name_or_names(value: object) -> object:
     """Decides between the members of `str | tuple[str, ...]`, so that one wrong value gives one error."""
     names = [value] if isinstance(value, str) else value
@@ -311,6 +318,15 @@ class Prune(Section):
     seeds: Count = Field(
         default=1, description="Recoveries, each with the rows in another order; the best on validation stays."
     )
+    qat_epochs: float = Field(
+        default=0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description=(
+            "The last of these epochs, that train with weights and activations rounded as static int8 rounds them;"
+            " 0: none."
+        ),
+    )
     learning_rate: Positive = Field(default=4e-4, description="The highest learning rate of the recovery.")
     temperature: Positive = Field(default=2.0, description="That softens the unpruned model's logits, to learn from.")
     soft_weight: float = Field(
@@ -320,22 +336,47 @@ class Prune(Section):
         default=5.0, ge=0, description="Weight of the unpruned model's last hidden states; 0 leaves them out."
     )
 
+    @model_validator(mode="after")
+    def _rounds_while_it_recovers(self) -> Self:
+        if self.qat_epochs > self.epochs:
+            raise ValueError(f"qat_epochs ({self.qat_epochs:g}) must not be above epochs ({self.epochs:g})")
+        return self
+
 
 class Quantize(Section):
     """How weights and activations are stored and computed."""
 
-    scheme: Literal["int8", "int8_dynamic", "int8_static", "fp16", "none"] = Field(
+    scheme: Annotated[
+        Literal["int8", "int8_dynamic", "int8_static", "int8_weights", "int4_weights", "fp16", "none"],
+        BeforeValidator(_not_bf16),
+    ] = Field(
         default="int8",
-        description="The number format; int8: whichever of dynamic and static is faster here and stays accurate.",
+        description=(
+            "The number format; int8: whichever of dynamic and static is faster here and stays accurate;"
+            " int8_weights, int4_weights: small files, activations in float."
+        ),
     )
     fusions: Literal["auto", "all", "none"] = Field(
         default="auto", description="Which graph fusions are applied; auto: those that are faster here."
+    )
+    smooth: Literal["auto", "always", "never"] = Field(
+        default="auto",
+        description=(
+            "Whether static int8 moves what is hard to round from activations into weights first (SmoothQuant);"
+            " auto: where it loses too much without, as the first repair."
+        ),
     )
     calibration_rows: Count = Field(default=512, description="Training rows that static int8 takes its ranges from.")
     mend: bool = Field(
         default=True, description="Repair an int8 model that loses too much: other fusions, a few products in float."
     )
     mend_trials: Count = Field(default=12, description="Repairs that are tried at most.")
+
+    @model_validator(mode="after")
+    def _smooths_static_scales(self) -> Self:
+        if self.smooth == "always" and self.scheme not in ("int8", "int8_static"):
+            raise ValueError(f"smooth: always needs static scales (int8 or int8_static), which {self.scheme} has not")
+        return self
 
 
 class Export(Section):
@@ -482,6 +523,15 @@ class Recipe(Section):
                 raise ValueError(f"goal.target and package.{name} contradict each other: {wanted} and {merged[name]}")
             merged[name] = wanted
         return {**value, "package": merged}
+
+    @model_validator(mode="after")
+    def _rounds_for_int8(self) -> Self:
+        if self.prune.qat_epochs and self.prunes and self.quantize.scheme not in ("int8", "int8_static"):
+            raise ValueError(
+                "prune.qat_epochs rounds as static int8 does, and quantize.scheme is"
+                f" {self.quantize.scheme}: set one of them back"
+            )
+        return self
 
     @field_validator("version", mode="before")
     @classmethod

@@ -27,6 +27,7 @@ from deploykit.train.dropout import cheap_dropout
 from deploykit.train.lesson import Lesson, taught, unlabelled_rows
 from deploykit.train.objective import objective_from_settings
 from deploykit.train.processes import is_main_process, on_cpu, processes
+from deploykit.train.rounding import first_rounded_step, int8_rounding
 from deploykit.train.rows import padding_collator, training_rows
 from deploykit.train.strategy import (
     ADAPTERS,
@@ -82,6 +83,7 @@ def finetune(
     lesson: Lesson | None = None,
     tracking: Tracking | None = None,
     stage: str = "finetune",
+    rounded_epochs: float = 0.0,
     listener: Listener = ignore,
 ) -> FinetuneResult:
     """Fine-tune the checkpoint in `model` and write the tuned one, with its tokenizer, to `out`.
@@ -101,6 +103,7 @@ def finetune(
         lesson: learn from a teacher too.
         tracking: what hears of the curves.
         stage: what progress is reported as.
+        rounded_epochs: the last epochs, in which weights and activations are rounded as static int8 rounds them.
         listener: hears of progress.
 
     Raises:
@@ -173,7 +176,11 @@ def finetune(
             listener(Note(f"going on from training step {resumed_from} of {total}"))
         # Recomputed activations would meet the usual dropout: a function mode is not open within backward().
         cheap = on_cpu() and not settings.gradient_checkpointing
-        with interrupts(watch), cheap_dropout() if cheap else contextlib.nullcontext():
+        rounds_from = first_rounded_step(total, settings.epochs, rounded_epochs)
+        rounding: Any = contextlib.nullcontext()
+        if rounded_epochs:
+            rounding = int8_rounding(network, lambda: trainer.state.global_step >= rounds_from)
+        with interrupts(watch), rounding, cheap_dropout() if cheap else contextlib.nullcontext():
             trainer.train(resume_from_checkpoint=str(start) if start else None)
         if watch.interrupted:
             raise KeyboardInterrupt

@@ -77,6 +77,23 @@ def test_every_wrong_setting_of_a_stage_is_named_at_once(deploykit: Deploykit) -
     assert "--weight-decay: " in done.err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("quantize", ".", "--data", "d.csv", "--scheme", "int8_dynamic", "--smooth", "always"), "needs static scales"),
+        (("prune", ".", "--train", "t.csv", "--speedup", "2", "--epochs", "1", "--qat-epochs", "2"), "(2) must not be"),
+        (("prune", ".", "--train", "sample:support/train", "--speedup", "2", "--worker"), "give --study"),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused_in_one_line(
+    deploykit: Deploykit, arguments: tuple[str, ...], said: str
+) -> None:
+    done = deploykit(*arguments, "-o", "out")
+    assert (done.code, done.out) == (2, "")
+    assert said in done.err
+    assert not Path("out").exists()
+
+
 @pytest.mark.parametrize("validation", ["0.9", "0", "-0.1", "1e3", "nan"])
 def test_a_fraction_to_hold_out_has_to_leave_most_of_the_rows(deploykit: Deploykit, validation: str) -> None:
     done = deploykit("finetune", "m", "--train", "t.csv", "-o", "o", "--validation", validation)

@@ -131,6 +131,12 @@ def test_static_scales_need_messages(exported: Callable[[str], Any], tmp_path: P
     assert not (tmp_path / "model.onnx").exists()
 
 
+def test_only_static_scales_can_be_smoothed(exported: Callable[[str], Any], tmp_path: Path) -> None:
+    with pytest.raises(QuantizeError, match="only static scales"):
+        quantize(exported("bert").folder, tmp_path, Variant("int8_dynamic", smooth=True))
+    assert not (tmp_path / "model.onnx").exists()
+
+
 def foreign(folder: Path, model: onnx.ModelProto, source: Path) -> Path:
     folder.mkdir()
     onnx.save(model, folder / "model.onnx")
@@ -193,10 +199,17 @@ def test_the_root_logger_keeps_its_level(exported: Callable[[str], Any], tmp_pat
         ("int8_static", "none", ["int8_static-plain"]),
         ("fp16", "auto", ["fp16-fused"]),
         ("fp16", "none", ["fp16-plain"]),
+        ("int8_weights", "auto", ["int8_weights-fused"]),
+        ("int4_weights", "none", ["int4_weights-plain"]),
     ],
 )
 def test_every_scheme_leaves_a_variant_open(scheme: str, fusions: str, names: list[str]) -> None:
     assert [variant.name for variant in scheme_variants(scheme, fusions)] == names
+
+
+def test_static_scales_are_smoothed_where_that_is_asked_for() -> None:
+    names = [variant.name for variant in scheme_variants("int8", "all", "always")]
+    assert names == ["int8_dynamic-fused", "int8_static-fused-smooth"]
 
 
 @pytest.fixture(scope="module")
@@ -247,7 +260,7 @@ def test_worst_products_go_back_to_float_until_the_answers_stay(hurt: Path, toy_
     from deploykit.tasks import find_task
 
     info: dict[str, Any] = {}
-    settings = Quantize(scheme="int8_static", fusions="all")
+    settings = Quantize(scheme="int8_static", fusions="all", smooth="never")
     (tmp_path / "out").mkdir()
     outcome = choose_variant(
         hurt, tmp_path / "out", settings, find_task("text-classification"), toy_data, max_drop=0.01, seed=0, info=info
@@ -262,3 +275,48 @@ def test_worst_products_go_back_to_float_until_the_answers_stay(hurt: Path, toy_
     assert set(mended["in_float"]) <= {"layer 0 attention output", "layer 1 attention output"}
     assert mended["trials"] == len(mended["tried"]) <= settings.mend_trials
     assert mended["speedup_kept"] > 0
+
+
+def test_smoothing_takes_outliers_out_of_static_scales(hurt: Path, toy_data: Any, tmp_path: Path) -> None:
+    texts = list(toy_data.train.texts[:100])
+    wanted = logits(hurt, texts[:40])
+    errors = {}
+    for smooth in (False, True):
+        out = tmp_path / str(smooth)
+        report = quantize(hurt, out, Variant("int8_static", smooth=smooth), calibration=texts)
+        errors[smooth] = np.square(logits(out, texts[:40]) - wanted).mean() / wanted.var()
+        assert (report.smoothed > 0) == smooth
+    assert errors[False] > 0.1
+    assert errors[True] < 0.02
+
+
+def test_static_int8_that_loses_is_smoothed_before_anything_goes_back_to_float(
+    hurt: Path, toy_data: Any, tmp_path: Path
+) -> None:
+    from deploykit.events import Note
+    from deploykit.pipeline.choice import choose_variant
+    from deploykit.recipe import Quantize
+    from deploykit.tasks import find_task
+
+    info: dict[str, Any] = {}
+    said: list[Any] = []
+    (tmp_path / "out").mkdir()
+    choose_variant(
+        hurt,
+        tmp_path / "out",
+        Quantize(scheme="int8_static", fusions="all"),
+        find_task("text-classification"),
+        toy_data,
+        max_drop=0.01,
+        seed=0,
+        info=info,
+        listener=said.append,
+    )
+    assert info["variant"] == "int8_static-fused-smooth"
+    mended = info["mended"]
+    assert (mended["from"], mended["to"], mended["in_float"]) == ("int8_static-fused", info["variant"], [])
+    assert mended["tried"] == {info["variant"]: info["candidates"][info["variant"]]["drop"]}
+    assert mended["speedup_kept"] > 0
+    assert info["candidates"]["int8_static-fused"]["drop"] > 0.05
+    assert info["candidates"]["int8_static-fused-smooth"]["smoothed"] > 0
+    assert [event.message for event in said if isinstance(event, Note) and "smoothed" in event.message]

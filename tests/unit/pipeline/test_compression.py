@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from deploykit.compress.search import name_of
 from deploykit.errors import ModelError
 from deploykit.events import Progress, Warn
 from deploykit.latency.measure import Samples
 from deploykit.pipeline.clock import Bench
-from deploykit.pipeline.compression import prune_to_goal
+from deploykit.pipeline.compression import join_pruning, prune_to_goal
 from deploykit.recipe import Finetune, Goal, Prune, Quantize
 from deploykit.report.result import model_size_mb
 from deploykit.runners import Target
@@ -63,6 +64,7 @@ def prune(trained: Path, toy_data: Any, tmp_path: Path, timed: list[str]) -> Cal
         teacher: Path = trained,
         data: Any = toy_data,
         task: Any = TASK,
+        study: Any = None,
         **settings: Any,
     ) -> Any:
         info: dict[str, Any] = {}
@@ -81,6 +83,7 @@ def prune(trained: Path, toy_data: Any, tmp_path: Path, timed: list[str]) -> Cal
             seed=0,
             workspace=tmp_path / "work",
             info=info,
+            study=study,
             listener=listener,
         )
         return outcome, info, tmp_path / out
@@ -211,3 +214,43 @@ def test_an_interrupted_call_goes_on_and_times_nothing_again(prune: Any, timed: 
     _, info, _ = prune(goal, out="second", epochs=4)
     assert len(timed) == before
     assert info["recovery"]["metrics"]["accuracy"] > 0.9
+
+
+def test_finalists_are_tried_through_a_study_as_they_are_without(
+    prune: Any, trained: Path, toy_data: Any, tmp_path: Path, timed: list[str]
+) -> None:
+    """What another process would train: the same finalists from their names, and nothing timed."""
+    done: dict[str, Any] = {}
+
+    class Recorded:
+        def share(self, names: Any, do: Any) -> Any:
+            done.update({name: do(name) for name in names})
+            return done
+
+        def work(self, do: Any) -> int:
+            assert {name: do(name) for name in done} == done
+            return len(done)
+
+    goal = Goal(p50_ms=0.7 * clock([(4, 64)] * 2))
+    _, info, _ = prune(goal, study=Recorded(), epochs=1)
+    assert len(done) > 1
+    losses = {name_of(point["choice"]): point["loss"] for point in info["points"] if point["loss"] is not None}
+    assert losses == {name: found["loss"] for name, found in done.items()}
+    before = len(timed)
+    count = join_pruning(
+        trained,
+        task=TASK,
+        data=toy_data,
+        settings=Prune(epochs=1, learning_rate=5e-3, calibration_rows=64, tries=8),
+        study=Recorded(),  # type: ignore[arg-type]
+        finetune=Finetune(freeze_embeddings=False),
+        goal=goal,
+        quantize=Quantize(),
+        target="triton-25.08",
+        threads=1,
+        seed=0,
+        workspace=tmp_path / "elsewhere",
+        listener=lambda event: None,
+    )
+    assert count == len(done)
+    assert len(timed) == before

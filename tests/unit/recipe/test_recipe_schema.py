@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.metadata import EntryPoints
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
-from deploykit.recipe import Data, Finetune, Package, Recipe, Serve, json_schema
+from deploykit.recipe import Data, Finetune, Goal, Package, Prune, Quantize, Recipe, Serve, json_schema
 from deploykit.recipe import schema as recipe_schema
 from deploykit.recipe.schema import SECTIONS, GoalTarget, Section
 
@@ -98,3 +98,27 @@ def test_without_registered_tasks_the_error_says_what_to_install(monkeypatch: py
     monkeypatch.setattr(recipe_schema, "entry_points", lambda group: EntryPoints(()))
     with pytest.raises(ValidationError, match="no task is registered"):
         recipe()
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        (lambda: Quantize(scheme="bf16"), "no bfloat16 products on a CPU"),  # type: ignore[arg-type]
+        (lambda: Quantize(scheme="int8_dynamic", smooth="always"), "needs static scales"),
+        (lambda: Quantize(scheme="int4_weights", smooth="always"), "which int4_weights has not"),
+        (lambda: Prune(epochs=2, qat_epochs=3), r"qat_epochs \(3\) must not be above epochs \(2\)"),
+        (
+            lambda: recipe(prune=Prune(qat_epochs=2), quantize=Quantize(scheme="fp16"), goal=Goal(speedup=3)),
+            "quantize.scheme is fp16",
+        ),
+    ],
+)
+def test_what_can_not_be_quantized_so_is_refused_in_one_line(given: Callable[[], object], reason: str) -> None:
+    with pytest.raises(ValidationError, match=reason) as caught:
+        given()
+    (problem,) = caught.value.errors()
+    assert "\n" not in problem["msg"]
+
+
+def test_training_may_round_where_int8_is_left_to_choose() -> None:
+    assert recipe(prune=Prune(qat_epochs=2), goal=Goal(speedup=3)).quantize.scheme == "int8"
