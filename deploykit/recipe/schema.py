@@ -314,6 +314,11 @@ class Package(Section):
     preferred_batch_size: tuple[Count, ...] = Field(
         default=(), strict=False, description="Batch sizes that end the waiting; none above max_batch_size."
     )
+    layout: Literal["call", "hold"] = Field(
+        default="call",
+        description="call: the text model calls the ONNX model in the server; hold: it runs the file itself, on the CPU,"
+        " where the server's Python has onnxruntime, and calls elsewhere.",
+    )
 
     @field_validator("preferred_batch_size")
     @classmethod

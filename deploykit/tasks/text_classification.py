@@ -126,7 +126,7 @@ class TextClassification:
     def entry(self) -> tuple[Path, ...]:
         """The text model's source files."""
         folder = Path(__file__).parents[1] / "triton" / "entries"
-        return folder / "text_classification.py", folder / "text_model.py"
+        return tuple(folder / f"{name}.py" for name in ("text_classification", "text_model", "logits_model"))
 
     def served_answers(self, found: Outputs) -> list[Answer]:
         """The labels and scores that the text model sent, each [messages, k].

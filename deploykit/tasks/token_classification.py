@@ -148,7 +148,8 @@ class TokenClassification:
     def entry(self) -> tuple[Path, ...]:
         """The text model's source files."""
         folder = Path(__file__).parents[1] / "triton" / "entries"
-        return folder / "token_classification.py", folder / "text_model.py", Path(__file__).with_name("spans.py")
+        ours = tuple(folder / f"{name}.py" for name in ("token_classification", "text_model", "logits_model"))
+        return *ours, Path(__file__).with_name("spans.py")
 
     def served_answers(self, found: Outputs) -> list[Answer]:
         """The entities that the text model sent, a JSON list for each message.

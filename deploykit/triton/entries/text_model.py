@@ -1,7 +1,7 @@
 """What the text models of a package have in common: text in, tokens to the model of the logits, its logits back.
 
 It is copied into a package beside `model.py` and needs numpy only: the package `tokenizers` lies beside it in `site/`,
-the vocabulary in `tokenizer.json`, what else it must know in `entry.json`: `model` (whom to ask for logits), `labels`
+the vocabulary in `tokenizer.json`, what else it must know in `entry.json`: `model` (which computes the logits), `labels`
 in the order of the logits, `inputs` (which of `input_ids`, `attention_mask`, `token_type_ids` that model takes),
 `max_length` in tokens, `pad_id` and `pad_type_id`. NVIDIA runs it in Python 3.10 or 3.12.
 """
@@ -23,10 +23,11 @@ import triton_python_backend_utils as pb_utils
 from numpy.typing import NDArray
 
 _HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(_HERE / "site"))
+sys.path[:0] = [str(_HERE), str(_HERE / "site")]
 # Messages are short: a pool of threads costs more than it gives, and would take cores from onnxruntime.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+from logits_model import Failure, logits_model  # type: ignore[import-not-found, unused-ignore]  # noqa: E402
 from tokenizers import Tokenizer  # noqa: E402
 
 # Tokenizing 64 KiB takes 0.1 s, in which this instance answers nobody else.
@@ -36,7 +37,7 @@ _CALL_TOKENS = 16
 
 
 class TextModel(abc.ABC):
-    """One instance: a tokenizer, and the name of the model that computes the logits.
+    """One instance: a tokenizer, and the model that computes the logits.
 
     A task's own model derives from it and says how logits become outputs.
     """
@@ -53,9 +54,7 @@ class TextModel(abc.ABC):
             "token_type_ids": ("type_ids", entry["pad_type_id"]),
         }
         self._columns: dict[str, tuple[str, int]] = {name: columns[name] for name in entry["inputs"]}
-        self._model: str = entry["model"]
-        self._version = int(args["model_version"])
-        self._memory = pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_CPU)
+        self._model = logits_model(args, entry["model"], entry["inputs"])
         self._tokenizer = Tokenizer.from_file(str(_HERE / "tokenizer.json"))
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(entry["max_length"])
@@ -116,29 +115,23 @@ class TextModel(abc.ABC):
         logits = [np.zeros(len(self.labels), dtype=np.float32)] * len(encodings)
         failures: dict[int, Any] = {}
         for rows in groups_by_length(lengths, _CALL_TOKENS):
-            reply = pb_utils.InferenceRequest(
-                model_name=self._model,
-                model_version=self._version,
-                requested_output_names=["logits"],
-                inputs=self._tensors([encodings[row] for row in rows]),
-                preferred_memory=self._memory,
-            ).exec()
-            if reply.has_error():
-                failures.update(dict.fromkeys(rows, reply.error()))
+            try:
+                found = self._model.logits(self._feeds([encodings[row] for row in rows]))
+            except Failure as failure:
+                failures.update(dict.fromkeys(rows, failure.error))
                 continue
-            for row, values in zip(rows, reply.output_tensors()[0].as_numpy(), strict=True):
+            for row, values in zip(rows, found, strict=True):
                 logits[row] = values[: lengths[row]] if values.ndim == 2 else values
         return logits, failures
 
-    def _tensors(self, encodings: list[Any]) -> list[Any]:
-        """The inputs of the model, int64 [messages, longest], padded on the right."""
+    def _feeds(self, encodings: list[Any]) -> dict[str, NDArray[np.int64]]:
+        """The inputs of the model, [messages, longest], padded on the right."""
         longest = max(map(len, encodings))
-        tensors = []
+        feeds = {}
         for name, (column, padding) in self._columns.items():
             rows = [getattr(encoding, column) for encoding in encodings]
-            padded = [row + [padding] * (longest - len(row)) for row in rows]
-            tensors.append(pb_utils.Tensor(name, np.array(padded, dtype=np.int64)))
-        return tensors
+            feeds[name] = np.array([row + [padding] * (longest - len(row)) for row in rows], dtype=np.int64)
+        return feeds
 
 
 def groups_by_length(lengths: Sequence[int], waste: int) -> list[list[int]]:
