@@ -21,12 +21,11 @@ from deploykit.latency.scenarios import run_concurrency, run_server
 from deploykit.latency.surrogate import propose
 from deploykit.machine import fingerprint, usable_cores
 from deploykit.pipeline.alone import package_alone
-from deploykit.pipeline.tune_history import Point, Trial, TuneHistory, Tuned, settings_words
+from deploykit.pipeline.tune_history import Point, Trial, Tuned, TuneHistory, settings_words
 from deploykit.recipe import Package
 from deploykit.runners import Target, infer_all, open_runner
-from deploykit.tasks import find_task
-from deploykit.triton.embedded import EmbeddedServer
 from deploykit.triton.config import CONFIG
+from deploykit.triton.embedded import EmbeddedServer
 from deploykit.triton.package import PackageSettings
 from deploykit.triton.repository import RECORD
 from deploykit.triton.settings import apply_settings, can_hold, copy_package, read_settings
@@ -185,7 +184,7 @@ def recipe_section(settings: PackageSettings) -> dict[str, object]:
 
 
 def _key(repository: Path, name: str, messages: Sequence[str], rule: TuneRule) -> str:
-    """Of what must be the same for a measurement to count again: the package's files, the messages, rule and machine."""
+    """Of what must be the same for a trial to count again: the package's files, the messages, rule and machine."""
     files = {
         model: {
             path: digest

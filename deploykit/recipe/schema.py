@@ -316,8 +316,8 @@ class Package(Section):
     )
     layout: Literal["call", "hold"] = Field(
         default="call",
-        description="call: the text model calls the ONNX model in the server; hold: it runs the file itself, on the CPU,"
-        " where the server's Python has onnxruntime, and calls elsewhere.",
+        description="call: the text model calls the ONNX model in the server; hold: it runs the file itself, on the"
+        " CPU, where the server's Python has onnxruntime, and calls elsewhere.",
     )
 
     @field_validator("preferred_batch_size")

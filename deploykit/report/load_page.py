@@ -119,8 +119,8 @@ def picture(curves: Sequence[Curve], *, across: str, up: str, limit: float | Non
         )
     for value in sorted({x for x, _ in points}):
         marks.append(
-            f'<text x="{at(value, 0)[0]:.1f}" y="{_HEIGHT - _EDGE + 18}" font-size="12" text-anchor="middle" fill="#555">'
-            f"{value:.0f}</text>"
+            f'<text x="{at(value, 0)[0]:.1f}" y="{_HEIGHT - _EDGE + 18}" font-size="12" text-anchor="middle"'
+            f' fill="#555">{value:.0f}</text>'
         )
     marks.append(f'<text x="{_WIDTH / 2}" y="{_HEIGHT - 12}" text-anchor="middle" fill="#555">{escape(across)}</text>')
     return f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(across)}">{"".join(marks)}</svg>'

@@ -1,9 +1,9 @@
 """What the text models of a package have in common: text in, tokens to the model of the logits, its logits back.
 
 It is copied into a package beside `model.py` and needs numpy only: the package `tokenizers` lies beside it in `site/`,
-the vocabulary in `tokenizer.json`, what else it must know in `entry.json`: `model` (which computes the logits), `labels`
-in the order of the logits, `inputs` (which of `input_ids`, `attention_mask`, `token_type_ids` that model takes),
-`max_length` in tokens, `pad_id` and `pad_type_id`. NVIDIA runs it in Python 3.10 or 3.12.
+the vocabulary in `tokenizer.json`, what else it must know in `entry.json`: `model` (which computes the logits),
+`labels` in the order of the logits, `inputs` (which of `input_ids`, `attention_mask`, `token_type_ids` that model
+takes), `max_length` in tokens, `pad_id` and `pad_type_id`. NVIDIA runs it in Python 3.10 or 3.12.
 """
 
 from __future__ import annotations
