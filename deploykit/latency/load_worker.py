@@ -11,6 +11,8 @@ import asyncio
 import contextlib
 import dataclasses
 import json
+import select
+import selectors
 import sys
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -52,7 +54,23 @@ def _serve(order: dict[str, Any]) -> dict[str, Any]:
         opened = _over_grpc(address, [grpc_request(model, each, wanted.outputs) for each in tensors], order)
     else:
         opened = _over_http(address, [http_request(address, model, each, wanted.outputs) for each in tensors], order)
-    return asyncio.run(_drive(opened, order))
+    with asyncio.Runner(loop_factory=_fine_loop) as runner:
+        return runner.run(_drive(opened, order))
+
+
+def _fine_loop() -> asyncio.AbstractEventLoop:
+    """An event loop that wakes when a request is due: asyncio's own waits whole milliseconds where it has epoll."""
+    if not hasattr(selectors, "EpollSelector"):
+        return asyncio.new_event_loop()
+
+    class Fine(selectors.EpollSelector):
+        def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+            if timeout is not None and timeout > 0:
+                select.select([self.fileno()], [], [], timeout)
+                timeout = 0.0
+            return super().select(timeout)
+
+    return asyncio.SelectorEventLoop(Fine())
 
 
 async def _drive(opened: contextlib.AbstractAsyncContextManager[Send], order: dict[str, Any]) -> dict[str, Any]:

@@ -154,7 +154,7 @@ def package_settings(section: Package) -> Any:
         threads=section.threads,
         queue_delay_us=section.queue_delay_us,
         preferred_batch_size=section.preferred_batch_size,
-        layout="call" if device == "gpu" else section.layout,
+        layout=section.layout,
     )
 
 

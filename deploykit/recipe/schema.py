@@ -315,9 +315,9 @@ class Package(Section):
         default=(), strict=False, description="Batch sizes that end the waiting; none above max_batch_size."
     )
     layout: Literal["call", "hold"] = Field(
-        default="call",
-        description="call: the text model calls the ONNX model in the server; hold: it runs the file itself, on the"
-        " CPU, where the server's Python has onnxruntime, and calls elsewhere.",
+        default="hold",
+        description="call: the text model calls the ONNX model in the server; hold: on the CPU it runs the file itself"
+        " where the server's Python has onnxruntime, and calls elsewhere.",
     )
 
     @field_validator("preferred_batch_size")

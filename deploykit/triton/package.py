@@ -57,7 +57,7 @@ class PackageSettings:
     threads: int = 0
     queue_delay_us: int = 0
     preferred_batch_size: tuple[int, ...] = ()
-    layout: Literal["call", "hold"] = "call"
+    layout: Literal["call", "hold"] = "hold"
 
 
 def build_package(
@@ -93,6 +93,7 @@ def build_package(
     inputs = _graph_inputs(source / "model.onnx")
     batching = DynamicBatching(settings.preferred_batch_size, settings.queue_delay_us)
     instances = InstanceGroup(settings.device, settings.instances)
+    layout = "call" if settings.device == "gpu" else settings.layout
     warm = list(dict.fromkeys(samples))[:_WARMUPS] or ["hello"]
 
     tensor_folder = out / inner
@@ -147,7 +148,7 @@ def build_package(
             max_batch_size=settings.max_batch_size,
             instances=InstanceGroup("cpu", settings.instances),
             batching=batching,
-            parameters={"layout": settings.layout, "intra_op_thread_count": str(settings.threads)},
+            parameters={"layout": layout, "intra_op_thread_count": str(settings.threads)},
             # No warm-up here: while a server starts it refuses the call to the tensor entry.
         ),
     )
