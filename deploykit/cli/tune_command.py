@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ["command"]
 
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,7 @@ class _Milliseconds(click.ParamType):
 @click.option(
     "--seconds", type=click.FloatRange(1), default=4, show_default=True, help="How long a run at a rate lasts at least."
 )
+@click.option("--enough", type=click.FloatRange(0, min_open=True), help="Messages a second; no rate above is tried.")
 @click.option("--protocol", type=click.Choice(["http", "grpc"]), default="http", show_default=True)
 @click.option("--task", default="text-classification", show_default=True, help="What the model does.")
 @click.option("--target", default="triton-25.08", show_default=True, help="For an ONNX folder: the Triton release.")
@@ -64,6 +66,7 @@ def command(
     repository: Path,
     trials: int,
     seconds: float,
+    enough: float | None,
     protocol: str,
     task: str,
     target: str,
@@ -88,7 +91,7 @@ def command(
     from deploykit.report.tune_report import tune_json, tune_lines, tune_page
 
     messages = list(read_rows(data, Columns(text, None)).texts)
-    rule = TuneRule(p99, trials, seconds, protocol)
+    rule = TuneRule(p99, trials, seconds, protocol, enough or math.inf)
     with Screen() as screen:
         if (model / "model.onnx").is_file():
             name = name or model.resolve().name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ["TuneRule", "candidates", "recipe_section", "tune_folder", "tune_package"]
 
+import math
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -53,12 +54,14 @@ class TuneRule:
         trials: settings to measure at most, those measured before among them.
         seconds: of one run at a rate, at least.
         protocol: what the client speaks.
+        most_per_s: a rate that is enough; none above it is tried.
     """
 
     p99_ms: float
     trials: int = 12
     seconds: float = 4.0
     protocol: str = "http"
+    most_per_s: float = math.inf
 
 
 def candidates(start: PackageSettings, p99_ms: float, cores: int, *, hold: bool) -> list[PackageSettings]:
@@ -309,12 +312,15 @@ class _Bench:
         if near_per_s is None:
             closed = run_concurrency(target, self._messages, clients=_CLIENTS, seconds=_CLOSED_S)
             near_per_s = max(1.0, closed.answered_per_s * _BELOW_CAPACITY)
+        near_per_s = min(near_per_s, rule.most_per_s)
         lowest = near_per_s / _STEP**_LOWEST_STEPS
         while True:
             rate = next_rate(
                 {each: point.outcome == "pass" for each, point in points.items()}, near_per_s, _PRECISION, step=_STEP
             )
-            if rate is None or rate < lowest:
+            if rate is not None and rate > rule.most_per_s:
+                rate = rule.most_per_s
+            if rate is None or rate < lowest or rate in points:
                 break
             seconds = max(rule.seconds, _ANSWERS / rate) * times
             result = run_server(target, self._messages, rate_per_s=rate, seconds=seconds, seed=len(points))
