@@ -42,7 +42,7 @@ def test_those_in_use_come_first_and_the_next_are_far_off() -> None:
 
 
 def test_where_all_is_alike_little_is_expected() -> None:
-    measured = {index: 100.0 for index in range(0, len(FEATURES), 8)}
+    measured = dict.fromkeys(range(0, len(FEATURES), 8), 100.0)
     proposal = propose(FEATURES, measured)
     assert proposal is not None
     assert proposal.gain is not None
