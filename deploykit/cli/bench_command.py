@@ -114,7 +114,7 @@ def command(
         raise UsageError(f"{twice} is named twice", "name every target once")
     if concurrency and scenario != "single":
         raise UsageError(f"--concurrency is no part of --scenario {scenario}", "leave one of them out")
-    under_load = "closed" if concurrency else scenario
+    under_load: Literal["single", "offline", "server", "closed"] = "closed" if concurrency else scenario
     if under_load != "single":
         if len(targets) > 1 or save_baseline is not None:
             asked = "--concurrency" if concurrency else f"--scenario {scenario}"

@@ -47,7 +47,10 @@ class _Milliseconds(click.ParamType):
     "--seconds", type=click.FloatRange(1), default=4, show_default=True, help="How long a run at a rate lasts at least."
 )
 @click.option("--enough", type=click.FloatRange(0, min_open=True), help="Messages a second; no rate above is tried.")
-@click.option("--protocol", type=click.Choice(["http", "grpc"]), default="http", show_default=True)
+@click.option(
+    "--protocol", type=click.Choice(["http", "grpc"]), default="http", show_default=True,
+    help="What the client that measures speaks.",
+)  # fmt: skip
 @click.option("--task", default="text-classification", show_default=True, help="What the model does.")
 @click.option("--target", default="triton-25.08", show_default=True, help="For an ONNX folder: the Triton release.")
 @click.option(

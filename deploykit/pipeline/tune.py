@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,7 +78,7 @@ def candidates(start: PackageSettings, p99_ms: float, cores: int, *, hold: bool)
         hold: whether the package can hold its model.
     """
     counts = [count for count in (1, 2, 4, 8, 16) if count <= max(2, cores)]
-    layouts = ("call", "hold") if hold and start.device == "cpu" else ("call",)
+    layouts: tuple[Literal["call", "hold"], ...] = ("hold", "call") if hold and start.device == "cpu" else ("call",)
     delays = [delay for delay in (0, 300, 1000, 3000) if delay <= p99_ms * 250]
     found = [start]
     for layout, instances, threads, largest, delay in product(layouts, counts, counts, (8, 16, 64), delays):

@@ -94,7 +94,10 @@ def copy_package(repository: Path, name: str, out: Path) -> None:
                 continue
             with disk_errors(path):
                 (out / model).mkdir(parents=True, exist_ok=True)
-                (shutil.copytree if path.is_dir() else shutil.copyfile)(path, out / model / path.name)
+                if path.is_dir():
+                    shutil.copytree(path, out / model / path.name)
+                else:
+                    shutil.copyfile(path, out / model / path.name)
 
 
 def can_hold(repository: Path, name: str) -> bool:
