@@ -7,7 +7,6 @@ __all__ = ["command"]
 import math
 import re
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -18,23 +17,20 @@ _DURATION = re.compile(r"\s*([0-9]*\.?[0-9]+)\s*(ms|s|us)?\s*", re.ASCII)
 _MS = {"us": 1e-3, "ms": 1.0, "s": 1e3, None: 1.0}
 
 
-class _Milliseconds(click.ParamType):
+def _milliseconds(context: click.Context, option: click.Parameter, text: str) -> float:
     """A duration: `5ms`, `0.005s`, or a number of milliseconds."""
-
-    name = "duration"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        if isinstance(value, float):
-            return value
-        found = _DURATION.fullmatch(str(value))
-        if found is None or not 0 < (milliseconds := float(found[1]) * _MS[found[2]]) < 1e6:
-            self.fail(f"{value!r} is no duration, as in 5ms", param, ctx)
-        return milliseconds
+    found = _DURATION.fullmatch(text)
+    if found is None or not 0 < (milliseconds := float(found[1]) * _MS[found[2]]) < 1e6:
+        raise click.BadParameter(f"{text!r} is no duration, as in 5ms")
+    return milliseconds
 
 
 @click.command("tune")
 @click.argument("model", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--p99", type=_Milliseconds(), required=True, help="The limit that p99 must stay below, as in 5ms.")
+@click.option(
+    "--p99", callback=_milliseconds, metavar="DURATION", required=True,
+    help="The limit that p99 must stay below, as in 5ms.",
+)  # fmt: skip
 @click.option("--data", required=True, help="Real messages: a file, hub:DATASET:SPLIT or sample:support/test.")
 @click.option("--text", default="text", show_default=True, help="The column that holds the message.")
 @click.option("--name", help="The package in a repository that has several; for an ONNX folder its name in Triton.")

@@ -16,7 +16,7 @@ from deploykit.errors import LatencyError
 _FIRST = 4
 """Measured far from each other before there is a model."""
 _NOISE = 0.05
-"""Of a measured rate, as a share, at least: what a search to 10 % leaves."""
+"""Of a measured rate, as a share: what a search to 10 % leaves."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,7 @@ class Proposal:
 def propose(features: NDArray[np.float64], measured: Mapping[int, float]) -> Proposal | None:
     """The candidate to measure next; None where all are measured.
 
-    The first few are those farthest from all before. Then a Gaussian process (Matern 5/2, a length for each feature,
-    noise fitted) predicts the logarithm of the rate, and the candidate with the greatest expected improvement is next
+    The first few are those farthest from all before. Then a Gaussian process (Matern 5/2, a length for each feature) predicts the logarithm of the rate, and the candidate with the greatest expected improvement is next
     (Jones, Schonlau, Welch: Efficient global optimization, J. Global Optimization 13, 1998, equation 15).
 
     Args:
@@ -76,15 +75,17 @@ def _predict(
 
     lengths = np.ones(known.shape[1])
     scale = max(float(np.std(values)), _NOISE)
-    kernel = ConstantKernel(1.0, (0.1, 10.0)) * Matern(lengths, (0.2, 10.0), nu=2.5) + WhiteKernel(
-        (_NOISE / scale) ** 2, ((_NOISE / scale) ** 2, 1.0)
-    )
+    # With few points the likelihood alone would call differences noise: the noise is known, the rest is kept in bounds.
+    noise = WhiteKernel((_NOISE / scale) ** 2, "fixed")
+    kernel = ConstantKernel(1.0, (0.5, 4.0)) * Matern(lengths, (0.5, 4.0), nu=2.5) + noise
     process = GaussianProcessRegressor(kernel, n_restarts_optimizer=2, random_state=0)
     with warnings.catch_warnings():
         # A length at its bound says that a feature does not matter.
         warnings.simplefilter("ignore", ConvergenceWarning)
         process.fit(known, (values - values.mean()) / scale)
     mean, error = process.predict(asked, return_std=True)
+    # What is predicted is the rate, not a measurement of it.
+    error = np.sqrt(np.maximum(error**2 - noise.noise_level, 0.0))
     return mean * scale + values.mean(), error * scale
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ["TuneRule", "candidates", "recipe_section", "tune_folder", "tune_package"]
 
+import json
 import math
 import tempfile
 from collections.abc import Sequence
@@ -21,9 +22,9 @@ from deploykit.events import Listener, Note, Warn, ignore
 from deploykit.latency.load import judge_load, next_rate
 from deploykit.latency.scenarios import run_concurrency, run_server
 from deploykit.latency.surrogate import propose
+from deploykit.latency.tune_history import Point, Trial, Tuned, TuneHistory, settings_words
 from deploykit.machine import fingerprint, usable_cores
 from deploykit.pipeline.alone import package_alone
-from deploykit.pipeline.tune_history import Point, Trial, Tuned, TuneHistory, settings_words
 from deploykit.recipe import Package
 from deploykit.runners import Target, infer_all, open_runner
 from deploykit.triton.config import CONFIG
@@ -197,8 +198,8 @@ def _key(repository: Path, name: str, messages: Sequence[str], rule: TuneRule) -
         }
         for model in (name, f"{name}_onnx")
     }
-    asked = [rule.p99_ms, rule.seconds, rule.protocol]
-    return digest_json([files, list(messages), asked, fingerprint()])
+    asked = [rule.p99_ms, rule.seconds, rule.protocol, min(rule.most_per_s, 1e9)]
+    return digest_json(json.dumps([files, list(messages), asked, fingerprint()], sort_keys=True))
 
 
 def _search(

@@ -11,7 +11,7 @@ from deploykit.report.load_page import Curve, curve_page, picture
 from deploykit.report.load_report import split_words
 
 if TYPE_CHECKING:
-    from deploykit.pipeline.tune_history import Point, Trial, Tuned
+    from deploykit.latency.tune_history import Point, Trial, Tuned
 
 _BAR = 30
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from deploykit.pipeline.tune_history import Point, Trial, Tuned
+from deploykit.latency.tune_history import Point, Trial, Tuned
 from deploykit.triton.package import PackageSettings
 
 Deploykit = Callable[..., Any]

@@ -71,7 +71,7 @@ class HeldModel:
         from onnxruntime.capi import onnxruntime_pybind11_state as state
 
         kinds = [kind for kind in vars(state).values() if isinstance(kind, type) and issubclass(kind, Exception)]
-        self._failures = (*kinds, RuntimeError, ValueError)
+        self._failures: tuple[type[Exception], ...] = (*kinds, RuntimeError, ValueError)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         # Threads that spin after a run would take the core on which its answer travels back.

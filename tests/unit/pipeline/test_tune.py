@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from deploykit.errors import LatencyError
+from deploykit.latency.tune_history import Point, Trial, TuneHistory, settings_words
 from deploykit.pipeline import tune
 from deploykit.pipeline.tune import TuneRule, candidates, tune_package
-from deploykit.pipeline.tune_history import Point, Trial, TuneHistory, settings_words
 from deploykit.report.tune_report import tune_json, tune_lines, tune_page
 from deploykit.triton.package import PackageSettings
 
