@@ -35,8 +35,9 @@ class Proposal:
 def propose(features: NDArray[np.float64], measured: Mapping[int, float]) -> Proposal | None:
     """The candidate to measure next; None where all are measured.
 
-    The first few are those farthest from all before. Then a Gaussian process (Matern 5/2, a length for each feature) predicts the logarithm of the rate, and the candidate with the greatest expected improvement is next
-    (Jones, Schonlau, Welch: Efficient global optimization, J. Global Optimization 13, 1998, equation 15).
+    The first few are those farthest from all before. Then a Gaussian process (Matern 5/2, a length for each feature)
+    predicts the logarithm of the rate, and the candidate with the greatest expected improvement is next (Jones,
+    Schonlau, Welch: Efficient global optimization, J. Global Optimization 13, 1998, equation 15).
 
     Args:
         features: of the candidates, [candidates, features].
