@@ -103,9 +103,11 @@ def logits_model(args: dict[str, str], model: str, inputs: Sequence[str]) -> Cal
     if parameters.get("layout", "call") != "hold":
         return CalledModel(model, version)
     path = Path(args["model_repository"]).with_name(model) / str(version) / "model.onnx"
-    try:
-        return HeldModel(path, int(parameters.get("intra_op_thread_count", "0")), inputs)
-    except ImportError:
-        missing = "onnxruntime is not in the server's Python"
+    missing = "its file is not beside this model"  # so where Triton fetched each model of the repository by itself
+    if path.is_file():
+        try:
+            return HeldModel(path, int(parameters.get("intra_op_thread_count", "0")), inputs)
+        except ImportError:
+            missing = "onnxruntime is not in the server's Python"
     pb_utils.Logger.log_warn(f"{missing}: {model} is called instead of held")
     return CalledModel(model, version)

@@ -542,6 +542,13 @@ def test_without_onnxruntime_a_model_is_called_and_the_log_says_so(
     assert Logger.said == ["onnxruntime is not in the server's Python: intents_onnx is called instead of held"]
 
 
+def test_a_file_that_is_not_there_is_called(entry: Callable[..., Any]) -> None:
+    (response,) = entry(HOLD).execute([text("hello")])
+    assert response.error is None
+    assert len(Call.made) == 1
+    assert Logger.said == ["its file is not beside this model: intents_onnx is called instead of held"]
+
+
 def entry_labels(model: Any) -> Any:
     """The stand-in that is called answers with three logits."""
     model.labels.append("third")
