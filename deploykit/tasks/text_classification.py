@@ -126,7 +126,8 @@ class TextClassification:
     def entry(self) -> tuple[Path, ...]:
         """The text model's source files."""
         folder = Path(__file__).parents[1] / "triton" / "entries"
-        return tuple(folder / f"{name}.py" for name in ("text_classification", "text_model", "logits_model"))
+        ours = tuple(folder / f"{name}.py" for name in ("text_classification", "text_model", "logits_model"))
+        return *ours, Path(__file__).parents[1] / "runners" / "words.py"
 
     def served_answers(self, found: Outputs) -> list[Answer]:
         """The labels and scores that the text model sent, each [messages, k].

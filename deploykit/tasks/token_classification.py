@@ -149,7 +149,8 @@ class TokenClassification:
         """The text model's source files."""
         folder = Path(__file__).parents[1] / "triton" / "entries"
         ours = tuple(folder / f"{name}.py" for name in ("token_classification", "text_model", "logits_model"))
-        return *ours, Path(__file__).with_name("spans.py")
+        words = Path(__file__).parents[1] / "runners" / "words.py"
+        return *ours, words, Path(__file__).with_name("spans.py")
 
     def served_answers(self, found: Outputs) -> list[Answer]:
         """The entities that the text model sent, a JSON list for each message.

@@ -27,10 +27,20 @@ CARRIED = (
     "triton/entries/text_classification.py",
     "triton/entries/token_classification.py",
     "tasks/spans.py",
+    "runners/words.py",
     "triton/backends/onnxruntime/model.py",
 )
 """Modules that run inside of Triton, where there is no deploykit."""
-BESIDE = {"logits_model", "numpy", "onnxruntime", "spans", "text_model", "tokenizers", "triton_python_backend_utils"}
+BESIDE = {
+    "logits_model",
+    "numpy",
+    "onnxruntime",
+    "spans",
+    "text_model",
+    "tokenizers",
+    "triton_python_backend_utils",
+    "words",
+}
 """What they find there."""
 
 MODULES = sorted(PACKAGE.rglob("*.py"))

@@ -124,9 +124,10 @@ def write_package(repository: Path) -> None:
         ),
     )
     folder = repository / "intents" / "1"
-    for source in ("text_classification", "text_model", "logits_model"):
-        copied = "model" if source == "text_classification" else source
-        shutil.copyfile(Path(entries.__file__).with_name(f"{source}.py"), folder / f"{copied}.py")
+    model, *beside = find_task("text-classification").entry()
+    shutil.copyfile(model, folder / "model.py")
+    for source in beside:
+        shutil.copyfile(source, folder / source.name)
     save_tokenizer(folder / "tokenizer.json")
     entries.vendor_tokenizers(folder / "site")
     entry = {

@@ -29,6 +29,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from logits_model import Failure, logits_model  # type: ignore[import-not-found, unused-ignore]  # noqa: E402
 from tokenizers import Tokenizer  # noqa: E402
+from words import WordTable  # type: ignore[import-not-found, unused-ignore]  # noqa: E402
 
 # Tokenizing 64 KiB takes 0.1 s, in which this instance answers nobody else.
 _MAX_TEXT_BYTES = 1 << 16
@@ -58,6 +59,8 @@ class TextModel(abc.ABC):
         self._tokenizer = Tokenizer.from_file(str(_HERE / "tokenizer.json"))
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(entry["max_length"])
+        spec = json.loads((_HERE / "tokenizer.json").read_text(encoding="utf-8"))
+        self._words = None if self.with_offsets else WordTable.of(self._tokenizer, spec, entry["max_length"])
 
     def asked(self, request: Any) -> Any:
         """What a request wants beside its texts; ValueError says what is wrong with it."""
@@ -96,8 +99,7 @@ class TextModel(abc.ABC):
             messages += texts
         if not asked:
             return responses
-        encode = self._tokenizer.encode_batch if self.with_offsets else self._tokenizer.encode_batch_fast
-        encodings = encode(messages)
+        encodings = self._encodings(messages)
         logits, failures = self._logits(encodings)
         found = self.outputs(messages, encodings, logits, [(rows, more) for _, rows, more in asked])
         for (position, rows, _), outputs in zip(asked, found, strict=True):
@@ -108,6 +110,17 @@ class TextModel(abc.ABC):
             names = requests[position].requested_output_names()
             responses[position] = pb_utils.InferenceResponse([pb_utils.Tensor(name, outputs[name]) for name in names])
         return responses
+
+    def _encodings(self, messages: list[str]) -> list[Any]:
+        """The tokens of each message: of words that were seen before, from a table; of the others, by the library."""
+        if self.with_offsets:
+            return list(self._tokenizer.encode_batch(messages))
+        if self._words is None:
+            return list(self._tokenizer.encode_batch_fast(messages))
+        known = [self._words.ids(message) for message in messages]
+        strange = [message for message, ids in zip(messages, known, strict=True) if ids is None]
+        others = iter(self._tokenizer.encode_batch_fast(strange) if strange else ())
+        return [next(others) if ids is None else _Tokens(ids) for ids in known]
 
     def _logits(self, encodings: list[Any]) -> tuple[list[NDArray[np.float32]], dict[int, Any]]:
         """The logits of each message, without padding, and the errors of those that have none."""
@@ -132,6 +145,16 @@ class TextModel(abc.ABC):
             rows = [getattr(encoding, column) for encoding in encodings]
             feeds[name] = np.array([row + [padding] * (longest - len(row)) for row in rows], dtype=np.int64)
         return feeds
+
+
+class _Tokens:
+    """One message's tokens as the library's encoding has them."""
+
+    def __init__(self, ids: list[int]) -> None:
+        self.ids, self.attention_mask, self.type_ids = ids, [1] * len(ids), [0] * len(ids)
+
+    def __len__(self) -> int:
+        return len(self.ids)
 
 
 def groups_by_length(lengths: Sequence[int], waste: int) -> list[list[int]]:

@@ -18,6 +18,7 @@ import pytest
 from onnx import TensorProto, helper
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
+from deploykit.tasks import find_task
 from deploykit.triton import entries
 
 ENTRY = Path(entries.__file__).with_name("text_classification.py")
@@ -322,9 +323,9 @@ def entry(load: Callable[[Path], Any], tmp_path: Path, monkeypatch: pytest.Monke
     tokenizer.enable_truncation(5)
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     shutil.copy(ENTRY, tmp_path / "model.py")
-    for name in ("text_model", "logits_model"):
-        shutil.copy(ENTRY.with_name(f"{name}.py"), tmp_path)
-        monkeypatch.delitem(sys.modules, name, raising=False)
+    for source in find_task("text-classification").entry()[1:]:
+        shutil.copy(source, tmp_path)
+        monkeypatch.delitem(sys.modules, source.stem, raising=False)
     Call.made = []
     Call.answer = staticmethod(by_length)
 
@@ -431,6 +432,17 @@ def test_token_types_are_sent_to_a_model_that_takes_them(entry: Callable[..., An
     assert list(Call.made[0].inputs) == ["input_ids", "attention_mask", "token_type_ids"]
     assert Call.made[0].inputs["input_ids"].tolist() == [[2, 3, 9], [2, 8, 3]]
     assert Call.made[0].inputs["token_type_ids"].tolist() == [[0, 0, 4], [0, 0, 0]]
+
+
+def test_words_that_were_seen_and_others_are_cut_alike(entry: Callable[..., Any]) -> None:
+    """The table of words and the library, in one batch: each message has the tokens that the library gives it."""
+    model = entry()
+    messages = ["where is my card", "größe", "where where hello?", "hello\u00a0is", "", "is [SEP] my", "Where IS"]
+    for _ in range(2):
+        assert [each.ids for each in model._encodings(messages)] == [
+            model._tokenizer.encode(message).ids for message in messages
+        ]
+    assert model._words is not None
 
 
 @pytest.mark.parametrize("message", ["", "\0", "a\0b", "👩‍👩‍👧‍👦", "אין לי כרטיס", "\u202e", " " * 1000])
