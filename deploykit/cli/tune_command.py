@@ -78,7 +78,8 @@ def command(
 
     MODEL is a package's folder in a model repository, the repository, or an ONNX folder, which is packaged with what is
     found. Each trial serves a copy on a fresh server. Only config.pbtxt changes: instances, threads, batch sizes,
-    queue delay, layout. Exit status: 0 a rate holds, 6 none does; the nearest settings are delivered all the same.
+    queue delay, layout. Exit status: 0 a rate holds, 6 none does (the nearest settings are delivered all the same), 5 inconclusive: what held
+    did not hold again.
     """
     from deploykit.artifacts.atomic import write_atomic
     from deploykit.cli.json_output import print_json
@@ -105,7 +106,8 @@ def command(
             )
     if page is not None:
         write_atomic(page, tune_page(name, tuned, p99).encode())
-    code = ExitCode.PASS if tuned.met else ExitCode.GOAL_MISSED
+    codes = {"pass": ExitCode.PASS, "inconclusive": ExitCode.INCONCLUSIVE, "fail": ExitCode.GOAL_MISSED}
+    code = codes[tuned.verdict]
     section = recipe_section(tuned.best.settings)
     if as_json:
         print_json(tune_json(tuned, p99) | {"name": name, "package": section, "exit_code": int(code)})
@@ -117,7 +119,7 @@ def command(
         f"{key}: {list(value) if isinstance(value, tuple) else value}" for key, value in section.items()
     )
     click.echo(f"for the recipe, so that the next run keeps it:\n  package: {{{settings}}}")
-    click.secho(f"verdict: {'pass' if tuned.met else 'goal missed'}", bold=True)
+    click.secho(f"verdict: {'goal missed' if tuned.verdict == 'fail' else tuned.verdict}", bold=True)
     return int(code)
 
 

@@ -93,6 +93,13 @@ class Tuned:
     met: bool
     written: bool
 
+    @property
+    def verdict(self) -> Literal["pass", "fail", "inconclusive"]:
+        """Inconclusive where rates held during the search, and none when it was measured again."""
+        if self.met:
+            return "pass"
+        return "inconclusive" if any(trial.best_per_s is not None for trial in self.trials) else "fail"
+
 
 def settings_words(settings: PackageSettings) -> str:
     """Settings in one line."""

@@ -45,6 +45,8 @@ _LOWEST_STEPS = 5
 _LEAST_GAIN = 0.02
 """The search ends where the model expects less of any settings left."""
 _ASKED = 64
+_KEPT_UP = 0.9
+_OTHER_SEED = 100
 
 
 @dataclass(frozen=True)
@@ -107,8 +109,8 @@ def tune_package(
     """Measure settings of a package in a repository, and write the best of them into its configurations.
 
     Each trial copies the package, serves it anew, asks what it answers, and searches the highest rate that holds.
-    The best settings and those in use are measured once more at the end, on fresh servers, for twice as long: what was
-    the luckiest of many is not believed.
+    The best settings and those in use are measured twice more at the end, in turn, on fresh servers: what was the
+    luckiest of many is not believed.
 
     Args:
         repository: the model repository; only its two configurations are changed, and those at the end.
@@ -137,8 +139,7 @@ def tune_package(
         if not held:
             return _missed(trials, in_use, repository, name, write=write)
         best = max(held, key=lambda trial: trial.best_per_s or 0.0)
-        before = bench.measure(in_use, best.best_per_s, times=2)
-        after = before if best.settings == in_use else bench.measure(best.settings, best.best_per_s, times=2)
+        before, after = _again(bench, in_use, best)
     kept = after if (after.best_per_s or 0.0) > (before.best_per_s or 0.0) else before
     if kept is before and best.settings != in_use:
         listener(Note("measured again, the best settings do not beat those in use: they stay"))
@@ -226,6 +227,19 @@ def _search(
     return trials
 
 
+def _again(bench: _Bench, in_use: PackageSettings, best: Trial) -> tuple[Trial, Trial]:
+    """The settings in use and the best ones measured again: the better of two each, in the order old, new, new, old."""
+    if best.settings == in_use:
+        found = bench.measure(in_use, best.best_per_s)
+        return found, found
+    sides: dict[PackageSettings, Trial] = {}
+    for settings in (in_use, best.settings, best.settings, in_use):
+        trial = bench.measure(settings, best.best_per_s)
+        if settings not in sides or (trial.best_per_s or 0.0) > (sides[settings].best_per_s or 0.0):
+            sides[settings] = trial
+    return sides[in_use], sides[best.settings]
+
+
 def _missed(trials: list[Trial], in_use: PackageSettings, repository: Path, name: str, *, write: bool) -> Tuned:
     """Nothing held the limit: what came nearest is delivered."""
     answered = [trial for trial in trials if trial.lowest_p99_ms is not None]
@@ -271,26 +285,25 @@ class _Bench:
         self._answers: NDArray[np.object_] | None = None
         copy_package(repository, name, self._repository)
 
-    def measure(self, settings: PackageSettings, near_per_s: float | None, times: int = 1) -> Trial:
+    def measure(self, settings: PackageSettings, near_per_s: float | None) -> Trial:
         """The highest rate that holds with these settings.
 
         Args:
             settings: to serve with.
             near_per_s: a rate to begin at; from a closed loop where None.
-            times: how many times as long each run lasts.
 
         Raises:
             ServerError: the first server does not start.
         """
         try:
-            return self._served(settings, near_per_s, times)
+            return self._served(settings, near_per_s)
         except ServerError as error:
             if self._answers is None:
                 raise
             self._listener(Warn(f"{settings_words(settings)}: {error.message}"))
             return Trial(settings, ())
 
-    def _served(self, settings: PackageSettings, near_per_s: float | None, times: int) -> Trial:
+    def _served(self, settings: PackageSettings, near_per_s: float | None) -> Trial:
         apply_settings(self._repository, self._name, settings)
         with EmbeddedServer(self._repository) as server:
             url = server.urls.http if self._rule.protocol == "http" else server.urls.grpc
@@ -298,7 +311,7 @@ class _Bench:
             if not self._answers_as_before(target):
                 self._listener(Warn(f"{settings_words(settings)}: answers change, so it is left out"))
                 return Trial(settings, (), changed_answers=True)
-            return Trial(settings, tuple(self._runs(target, near_per_s, times)))
+            return Trial(settings, tuple(self._runs(target, near_per_s)))
 
     def _answers_as_before(self, target: Target) -> bool:
         """Whether the first server's answers come again, message by message."""
@@ -309,7 +322,7 @@ class _Bench:
             self._answers = found
         return bool((found == self._answers).all())
 
-    def _runs(self, target: Target, near_per_s: float | None, times: int) -> list[Point]:
+    def _runs(self, target: Target, near_per_s: float | None) -> list[Point]:
         rule, points = self._rule, dict[float, Point]()
         if near_per_s is None:
             closed = run_concurrency(target, self._messages, clients=_CLIENTS, seconds=_CLOSED_S)
@@ -324,10 +337,17 @@ class _Bench:
                 rate = rule.most_per_s
             if rate is None or rate < lowest or rate in points:
                 break
-            seconds = max(rule.seconds, _ANSWERS / rate) * times
-            result = run_server(target, self._messages, rate_per_s=rate, seconds=seconds, seed=len(points))
-            verdict = judge_load(result, p99_limit_ms=rule.p99_ms)
-            points[rate] = Point(
-                rate, result.answered_per_s, verdict.p99_ms, verdict.outcome, len(result.latencies_ms), result.split_ms
-            )
+            point = self._point(target, rate, seed=len(points))
+            if point.outcome != "pass" and point.answered_per_s > _KEPT_UP * rate:
+                # The server kept up, so this may have been a burst of the machine's others: a rate fails twice.
+                again = self._point(target, rate, seed=len(points) + _OTHER_SEED)
+                point = again if again.outcome == "pass" else point
+            points[rate] = point
         return [points[rate] for rate in sorted(points)]
+
+    def _point(self, target: Target, rate_per_s: float, seed: int) -> Point:
+        seconds = max(self._rule.seconds, _ANSWERS / rate_per_s)
+        result = run_server(target, self._messages, rate_per_s=rate_per_s, seconds=seconds, seed=seed)
+        verdict = judge_load(result, p99_limit_ms=self._rule.p99_ms)
+        n = len(result.latencies_ms)
+        return Point(rate_per_s, result.answered_per_s, verdict.p99_ms, verdict.outcome, n, result.split_ms)

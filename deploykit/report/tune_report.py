@@ -19,7 +19,7 @@ _BAR = 30
 def tune_json(tuned: Tuned, p99_limit_ms: float) -> dict[str, Any]:
     """Plain JSON values, with names that stay."""
     return {
-        "verdict": "pass" if tuned.met else "fail",
+        "verdict": tuned.verdict,
         "p99_limit_ms": p99_limit_ms,
         "written": tuned.written,
         "best": _trial(tuned.best),
@@ -49,6 +49,10 @@ def tune_lines(tuned: Tuned, p99_limit_ms: float) -> list[str]:
         lines.append(f"the highest rate that holds: {best.best_per_s:.0f} a second{gain}")
         if highest is not None and highest.split_ms:
             lines.append(f"  of a mean request there: {split_words(highest.split_ms)}")
+        return lines
+    if tuned.verdict == "inconclusive":
+        lines.append("rates held during the search, and none when it was measured again: this machine is disturbed")
+        lines.append("the package stays as it is; run it again when the machine is quiet: no trial is measured twice")
         return lines
     lines.append(f"no settings hold p99 below {p99_limit_ms:g} ms; these come nearest: {best.lowest_p99_ms:.3g} ms")
     split_ms = best.points[0].split_ms if best.points else {}

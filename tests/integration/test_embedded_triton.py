@@ -381,24 +381,19 @@ def test_a_held_model_answers_to_the_bit_and_survives_bad_requests(repository: P
     assert "intents_onnx.compute_infer" not in breakdown  # it was not called
 
 
-def test_a_package_is_tuned_and_the_search_goes_on_from_its_history(repository: Path, tmp_path: Path) -> None:
+def test_a_package_is_tuned(repository: Path, tmp_path: Path) -> None:
     copy = tmp_path / "repository"
     for name in ("intents", "intents_onnx"):
         shutil.copytree(repository / name, copy / name)
     before, history = read_settings(copy, "intents"), tmp_path / "tune.jsonl"
-    rule = TuneRule(p99_ms=2000.0, trials=1, seconds=1.0, most_per_s=600.0)
+    # Whatever holds 500 a second is enough, so that each trial is one short run.
+    rule = TuneRule(p99_ms=2000.0, trials=2, seconds=1.0, most_per_s=500.0)
     tuned = tune_package(copy, "intents", list(MESSAGES), rule, history=history)
-    assert len(tuned.trials) == 1
-    assert tuned.trials[0].settings == before
-    again = tune_package(copy, "intents", list(MESSAGES), replace(rule, trials=2), history=history)
-    assert len(again.trials) == 2
-    assert again.trials[0] == tuned.trials[0]
-    assert again.trials[1].settings != before
-    assert again.met
-    assert read_settings(copy, "intents") == again.best.settings
-    assert not any(trial.changed_answers for trial in again.trials)
-    with EmbeddedServer(copy) as running, TritonClient(str(running.urls.grpc)) as client:
-        assert client.ask("intents", ["hello"])
+    assert len(tuned.trials) == len(history.read_text().splitlines()) == 2
+    assert tuned.trials[0].settings == before != tuned.trials[1].settings
+    assert not any(trial.changed_answers for trial in tuned.trials)
+    assert all(point.n > 0 and point.split_ms for trial in tuned.trials for point in trial.points)
+    assert read_settings(copy, "intents") == tuned.best.settings
 
 
 def test_metrics_are_served(server: EmbeddedServer) -> None:

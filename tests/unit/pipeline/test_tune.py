@@ -7,13 +7,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from deploykit.errors import LatencyError
+from deploykit.latency.load import LoadResult
 from deploykit.latency.tune_history import Point, Trial, TuneHistory, settings_words
 from deploykit.pipeline import tune
 from deploykit.pipeline.tune import TuneRule, candidates, tune_package
 from deploykit.report.tune_report import tune_json, tune_lines, tune_page
+from deploykit.runners import Target
 from deploykit.triton.package import PackageSettings
 
 START = PackageSettings(layout="call")
@@ -48,7 +51,7 @@ def made_up(monkeypatch: pytest.MonkeyPatch) -> Callable[[Capacity], list[Packag
         class Bench:
             def __init__(self, *arguments: Any) -> None: ...
 
-            def measure(self, settings: PackageSettings, near_per_s: float | None, times: int = 1) -> Trial:
+            def measure(self, settings: PackageSettings, near_per_s: float | None) -> Trial:
                 measured.append(settings)
                 rate = holds(settings)
                 if rate > 0:
@@ -94,7 +97,7 @@ def test_a_search_that_was_cut_off_goes_on_and_measures_nothing_twice(made_up: A
     count = len(measured)
     again = search(tmp_path, TuneRule(20.0, trials=5))
     assert again.trials[:3] == first.trials
-    new = measured[count:-2]  # the last two are the measurements at the end
+    new = measured[count:-4]  # the last four are the measurements at the end
     assert len(again.trials) == 5
     assert not {trial.settings for trial in first.trials} & set(new)
 
@@ -125,11 +128,45 @@ def test_where_nothing_holds_the_nearest_is_delivered_and_it_says_what_would_hav
     assert "the model" in words  # compute has the greatest share
 
 
+def test_what_held_and_does_not_hold_again_is_inconclusive_and_changes_nothing(made_up: Any, tmp_path: Path) -> None:
+    measured = made_up(lambda settings: capacity(settings) if len(measured) <= 4 else -90.0)
+    tuned = search(tmp_path, TuneRule(20.0, trials=4))
+    assert (tuned.verdict, tuned.written, written) == ("inconclusive", False, [])
+    assert "this machine is disturbed" in "\n".join(tune_lines(tuned, 20.0))
+
+
+def test_a_rate_fails_when_it_fails_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[tuple[float, int]] = []
+
+    def run_server(target: object, messages: object, *, rate_per_s: float, seconds: float, seed: int) -> LoadResult:
+        """Holds 150 a second, keeps up with 250; the first run of all is hit by a burst."""
+        ran.append((rate_per_s, seed))
+        n = int(rate_per_s * seconds)
+        slow = rate_per_s > 150 or len(ran) == 1
+        latencies = np.full(n, 50.0 if slow else 5.0)
+        took = seconds * max(1.0, rate_per_s / 250)
+        return LoadResult("server", rate_per_s, took, latencies, latencies, np.zeros(n))
+
+    monkeypatch.setattr(tune, "run_server", run_server)
+    bench = tune._Bench.__new__(tune._Bench)
+    bench._rule, bench._messages = TuneRule(20.0, seconds=1.0), ["hello"]
+    points = bench._runs(Target("triton", "http://h:1/m"), 120.0)
+    assert ran[0][0] == ran[1][0] == 120.0  # the burst
+    assert ran[0][1] != ran[1][1]
+    best = max(point.rate_per_s for point in points if point.outcome == "pass")
+    assert 135 < best <= 150
+    monkeypatch.setattr(tune, "run_server", lambda *_, **given: run_server(*_, **given | {"rate_per_s": 400.0}))
+    ran.clear()
+    bench._runs(Target("triton", "http://h:1/m"), 400.0)
+    assert ran[0][1] == 0
+    assert ran[1][1] == 1  # another rate: what can't keep up is not tried twice
+
+
 def test_no_message_and_no_answer_are_errors(made_up: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made_up(capacity)
     with pytest.raises(LatencyError, match="nothing to time"):
         tune_package(tmp_path, "m", [], RULE, history=tmp_path / "h")
-    monkeypatch.setattr(tune._Bench, "measure", lambda self, settings, near, times=1: Trial(settings, ()))
+    monkeypatch.setattr(tune._Bench, "measure", lambda self, settings, near: Trial(settings, ()))
     with pytest.raises(LatencyError, match="no settings gave an answer"):
         search(tmp_path, TuneRule(20.0, trials=2))
 
