@@ -133,7 +133,7 @@ def main() -> None:
     parser.add_argument("--text", default="text")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=4.0, help="of each run at a rate, at least")
-    parser.add_argument("--answers", type=int, default=1200, help="of each run at a rate, at least")
+    parser.add_argument("--answers", type=int, default=700, help="of each run at a rate, at least")
     parser.add_argument("--p99", type=float, default=20.0, help="ms")
     parser.add_argument("--steps", help="numbers of the steps to measure, as in 0,4,5; all unless told")
     parser.add_argument(
@@ -213,7 +213,7 @@ def _search(target: Target, texts: Sequence[str], start: float, options: argpars
     while True:
         held = {rate: each.verdict.outcome == "pass" for rate, each in tried.items()}
         rate = next_rate(held, start, PRECISION, step=STEP)
-        if rate is None or rate < start / 20:
+        if rate is None or rate < start / 8:
             return [tried[rate] for rate in sorted(tried)]
         seconds = max(options.seconds, options.answers / rate)
         result = run_server(target, texts, rate_per_s=rate, seconds=seconds, seed=len(tried))

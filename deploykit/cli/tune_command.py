@@ -78,8 +78,8 @@ def command(
 
     MODEL is a package's folder in a model repository, the repository, or an ONNX folder, which is packaged with what is
     found. Each trial serves a copy on a fresh server. Only config.pbtxt changes: instances, threads, batch sizes,
-    queue delay, layout. Exit status: 0 a rate holds, 6 none does (the nearest settings are delivered all the same), 5 inconclusive: what held
-    did not hold again.
+    queue delay, layout. Exit status: 0 a rate holds; 6 none does, and the nearest settings are delivered all the same;
+    5 what held did not hold again.
     """
     from deploykit.artifacts.atomic import write_atomic
     from deploykit.cli.json_output import print_json
