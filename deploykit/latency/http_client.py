@@ -1,6 +1,6 @@
 """A light HTTP client for load: whole requests go out as they are, of replies the status is read and the rest dropped.
 
-A request costs it a tenth of what a general client takes, and on a small machine client and server share the cores.
+It does no more than that for a request, because on a small machine client and server share the cores.
 """
 
 from __future__ import annotations
