@@ -1,11 +1,12 @@
-"""The served text entry: what it costs beyond the model, and its throughput beside a naive layout, in one run.
+"""The served path step by step: the rate that holds a p99, one client's p50 beyond in process, what each step gave.
 
-    python benchmarks/serving.py --model INT8_FOLDER --test test.csv
+    python benchmarks/serving.py --model INT8_FOLDER --test test.csv --save
 
 The naive layout is the same ONNX file behind an ensemble: a Python model that tokenizes one request at a time, the ONNX
-model, and a Python model that turns logits into the label; no batching. Both layouts are served by the same Triton in
-the same run and measured in alternating blocks by the same light client, a process of its own. Two clients' worth of
-cores is all there is: client, server and model share them.
+model, and a Python model that turns logits into the label; no batching. In each round every step gets a fresh server,
+in turned order. The rate is searched by an open loop at random moments (HTTP, a light client in a process of its own)
+and holds where MLPerf's early-stopping rule says that p99 is below the limit. Two cores are all there is: client,
+server and model share them.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,9 @@ from machine_facts import finish
 
 from deploykit.data.readers import read_rows
 from deploykit.data.table import Columns
+from deploykit.latency.load import judge_load, next_rate
+from deploykit.latency.scenarios import Tried, run_concurrency, run_server
+from deploykit.recipe import Package
 from deploykit.runners import Target, open_runner
 from deploykit.runners.labels import labels_from_folder
 from deploykit.runners.onnx_runner import OnnxRunner
@@ -81,7 +87,43 @@ class TritonPythonModel:
             responses.append(pb_utils.InferenceResponse(output_tensors=[label, score]))
         return responses
 """
-OURS, NAIVE = "ours", "naive"
+EMPTY = """
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+class TritonPythonModel:
+    def execute(self, requests):
+        responses = []
+        for request in requests:
+            request.inputs()[0].as_numpy()
+            label = pb_utils.Tensor("label", np.array([[b"none"]], dtype=np.object_))
+            score = pb_utils.Tensor("score", np.ones((1, 1), dtype=np.float32))
+            responses.append(pb_utils.InferenceResponse(output_tensors=[label, score]))
+        return responses
+"""
+OURS, NAIVE, NOTHING = "ours", "naive", "empty"
+STEPS: dict[str, PackageSettings | None] = {
+    "naive ensemble, no batching": None,
+    "batches of texts, the ONNX model called": PackageSettings(layout="call"),
+    "called, 2 instances of 1 thread": PackageSettings(layout="call", instances=2, threads=1),
+    "held": PackageSettings(layout="hold"),
+    "held, 1 thread": PackageSettings(layout="hold", threads=1),
+    "held, 2 instances of 1 thread": PackageSettings(layout="hold", instances=2, threads=1),
+}
+STEP, PRECISION = 1.35, 0.08
+
+
+@dataclass
+class Found:
+    """What one step showed, a value for each round."""
+
+    rates: list[float] = field(default_factory=list)
+    curves: list[list[tuple[float, float | None, str]]] = field(default_factory=list)
+    split_ms: list[dict[str, float]] = field(default_factory=list)
+    p50_ms: dict[str, list[float]] = field(default_factory=lambda: {"http": [], "grpc": []})
+    beyond_ms: dict[str, list[float]] = field(default_factory=lambda: {"http": [], "grpc": []})
+    sixteen_per_s: list[float] = field(default_factory=list)
+    tensor_entry_ms: list[float] = field(default_factory=list)
 
 
 def main() -> None:
@@ -89,76 +131,141 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True, help="an ONNX folder, e.g. of the quantize stage")
     parser.add_argument("--test", required=True, help="real messages: a data file")
     parser.add_argument("--text", default="text")
-    parser.add_argument("--blocks", type=int, default=7)
-    parser.add_argument("--seconds", type=float, default=3.0, help="of each block")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=4.0, help="of each run at a rate, at least")
+    parser.add_argument("--answers", type=int, default=700, help="of each run at a rate, at least")
+    parser.add_argument("--p99", type=float, default=20.0, help="ms")
+    parser.add_argument("--steps", help="numbers of the steps to measure, as in 0,4,5; all unless told")
+    parser.add_argument(
+        "--tuned", help="a package section in JSON, as `deploykit tune --json` gives it, as a last step"
+    )
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--save", action="store_true")
     options = parser.parse_args()
 
+    steps = dict(STEPS)
+    if options.steps:
+        steps = {name: steps[name] for name in (list(STEPS)[int(number)] for number in options.steps.split(","))}
+    if options.tuned:
+        section = Package.model_validate(json.loads(options.tuned)).model_dump()
+        steps["as `deploykit tune` found"] = PackageSettings(**(section | {"device": "cpu"}))
     texts = list(read_rows(options.test, Columns(options.text, None)).texts)
     texts = [texts[index] for index in np.random.default_rng(0).permutation(len(texts))]
+    found = {name: Found() for name in steps}
+    in_process: list[tuple[float, float]] = []
+    nothing: list[float] = []
     with tempfile.TemporaryDirectory() as scratch:
-        repository = Path(scratch) / "repository"
-        build_package(
-            options.model, repository, OURS, find_task("text-classification"), PackageSettings(), samples=texts
-        )
-        _add_naive(options.model, repository)
-        found: dict[str, list[dict[str, float]]] = {}
-        inside: list[float] = []
-        in_process: list[tuple[float, float]] = []
-        with EmbeddedServer(repository, log=Path(scratch) / "log") as server:
-            cases = [
-                (name, protocol, clients)
-                for clients in (1, 16)
-                for protocol in ("grpc", "http")
-                for name in (OURS, NAIVE)
-            ]
-            for block in range(options.blocks):
-                in_process.append(_in_process(options.model, texts))
-                for name, protocol, clients in cases if block % 2 == 0 else reversed(cases):
-                    before = _statistics(server, f"{OURS}_onnx")
-                    measured = drive(server, name, protocol, clients, texts, options.seconds)
-                    found.setdefault(f"{name}, {protocol}, {clients} client(s)", []).append(measured)
-                    if (name, protocol, clients) == (OURS, "grpc", 1):
-                        after = _statistics(server, f"{OURS}_onnx")
-                        inside.append((after[1] - before[1]) / (after[0] - before[0]) / 1e6)
-    finish("serving", _figures(found, in_process, inside), as_json=options.json, save=options.save)
+        repositories = {name: Path(scratch) / str(number) for number, name in enumerate(steps)}
+        for name, settings in steps.items():
+            build_package(
+                options.model,
+                repositories[name],
+                OURS,
+                find_task("text-classification"),
+                settings or PackageSettings(layout="call"),
+                samples=texts,
+            )
+            if settings is None:
+                _add_naive(options.model, repositories[name])
+        for number in range(options.rounds):
+            in_process.append(_in_process(options.model, texts))
+            nothing.append(_nothing(Path(scratch) / f"empty{number}", texts))
+            for name in list(steps) if number % 2 == 0 else reversed(list(steps)):
+                _one(found[name], repositories[name], steps[name], texts, options, in_process[-1])
+                print(f"round {number + 1}, {name}: {found[name].rates[-1]:.0f}/s", file=sys.stderr, flush=True)
+    finish("serving", _figures(found, in_process, nothing, options), as_json=options.json, save=options.save)
+
+
+def _one(
+    found: Found,
+    repository: Path,
+    settings: PackageSettings | None,
+    texts: list[str],
+    options: argparse.Namespace,
+    in_process: tuple[float, float],
+) -> None:
+    """One step in one round, on a fresh server."""
+    model = NAIVE if settings is None else OURS
+    inner = "naive_onnx" if settings is None else f"{OURS}_onnx"
+    with EmbeddedServer(repository) as server:
+        for protocol in ("http", "grpc"):
+            before = _statistics(server, inner)
+            p50 = drive(server, model, protocol, 1, texts, 2.0)["p50_ms"]
+            after = _statistics(server, inner)
+            found.p50_ms[protocol].append(p50)
+            found.beyond_ms[protocol].append(p50 - in_process[0])
+            if protocol == "http" and after[0] > before[0]:
+                found.tensor_entry_ms.append((after[1] - before[1]) / (after[0] - before[0]) / 1e6)
+        target = Target("triton", f"{server.urls.http}/{model}")
+        closed = run_concurrency(target, texts, clients=16, seconds=2.0)
+        found.sixteen_per_s.append(closed.answered_per_s)
+        start = found.rates[-1] if found.rates and found.rates[-1] else 0.5 * closed.answered_per_s
+        tried = _search(target, texts, start, options)
+    held = [each for each in tried if each.verdict.outcome == "pass"]
+    found.rates.append(held[-1].rate_per_s if held else 0.0)
+    found.split_ms.append((held or tried)[-1].result.split_ms)
+    found.curves.append([(each.rate_per_s, each.verdict.p99_ms, each.verdict.outcome) for each in tried])
+
+
+def _search(target: Target, texts: Sequence[str], start: float, options: argparse.Namespace) -> list[Tried]:
+    """The rates that were tried, ascending."""
+    tried: dict[float, Tried] = {}
+    while True:
+        held = {rate: each.verdict.outcome == "pass" for rate, each in tried.items()}
+        rate = next_rate(held, start, PRECISION, step=STEP)
+        if rate is None or rate < start / 8:
+            return [tried[rate] for rate in sorted(tried)]
+        seconds = max(options.seconds, options.answers / rate)
+        result = run_server(target, texts, rate_per_s=rate, seconds=seconds, seed=len(tried))
+        tried[rate] = Tried(rate, result, judge_load(result, p99_limit_ms=options.p99))
+
+
+def _nothing(repository: Path, texts: list[str]) -> float:
+    """One client's p50 of a Python model that does nothing, over HTTP: Triton's own share, and the client's."""
+    (repository / NOTHING / "1").mkdir(parents=True)
+    (repository / NOTHING / "1" / "model.py").write_text(EMPTY, encoding="utf-8")
+    (repository / NOTHING / "config.pbtxt").write_text(
+        f'name: "{NOTHING}"\nbackend: "python"\nmax_batch_size: 64\ndynamic_batching {{}}\n'
+        'input { name: "text" data_type: TYPE_STRING dims: [1] }\n'
+        'output { name: "label" data_type: TYPE_STRING dims: [1] }\n'
+        'output { name: "score" data_type: TYPE_FP32 dims: [1] }\n',
+        encoding="utf-8",
+    )
+    with EmbeddedServer(repository) as server:
+        return drive(server, NOTHING, "http", 1, texts, 2.0)["p50_ms"]
 
 
 def _figures(
-    found: dict[str, list[dict[str, float]]], in_process: list[tuple[float, float]], inside: list[float]
+    found: dict[str, Found], in_process: list[tuple[float, float]], nothing: list[float], options: argparse.Namespace
 ) -> dict[str, Any]:
-    table = {
-        name: {
-            "p50_ms": spread([block["p50_ms"] for block in blocks]),
-            "p99_ms": spread([block["p99_ms"] for block in blocks]),
-            "messages_per_s": spread([block["messages_per_s"] for block in blocks]),
+    first = next(iter(found.values()))
+    table = {}
+    for name, each in found.items():
+        ratios = [mine / other for mine, other in zip(each.rates, first.rates, strict=True) if other > 0]
+        row: dict[str, Any] = {
+            f"messages_per_s_under_p99_of_{options.p99:g}_ms": spread(each.rates),
+            "over_the_first_step": spread(ratios) if ratios else None,
+            "one_client_p50_ms": {protocol: spread(values) for protocol, values in each.p50_ms.items()},
+            "beyond_in_process_ms": {protocol: spread(values) for protocol, values in each.beyond_ms.items()},
+            "sixteen_clients_messages_per_s": spread(each.sixteen_per_s),
+            "split_at_that_rate_ms": {
+                part: float(np.median([split[part] for split in each.split_ms if part in split]))
+                for part in each.split_ms[0]
+            },
+            "rate_p99_outcome": each.curves[-1],
         }
-        for name, blocks in found.items()
-    }
-    ratios = {
-        f"{protocol}, {clients} client(s)": spread(
-            [
-                ours["messages_per_s"] / naive["messages_per_s"]
-                for ours, naive in zip(
-                    found[f"{OURS}, {protocol}, {clients} client(s)"],
-                    found[f"{NAIVE}, {protocol}, {clients} client(s)"],
-                    strict=True,
-                )
-            ]
-        )
-        for clients in (1, 16)
-        for protocol in ("grpc", "http")
-    }
-    text_ms, session_ms = (float(np.median([pair[index] for pair in in_process])) for index in (0, 1))
-    served = table[f"{OURS}, grpc, 1 client(s)"]["p50_ms"]["median"]
+        if each.tensor_entry_ms:
+            shares = [inside - alone for inside, (_, alone) in zip(each.tensor_entry_ms, in_process, strict=True)]
+            row["of_which_the_embedded_shim_ms"] = spread(shares)
+        table[name] = row
     return {
-        "in_process_p50_ms": {"text to answer": text_ms, "session alone": session_ms},
-        "served_grpc_p50_beyond_in_process_ms": served - text_ms,
-        "of_which_the_embedded_shim_ms": float(np.median(inside)) - session_ms,
-        "tensor_entry_inside_triton_ms": spread(inside),
-        "layouts": table,
-        "throughput_over_naive": ratios,
+        "rounds": options.rounds,
+        "in_process_p50_ms": {
+            "text to answer": spread([pair[0] for pair in in_process]),
+            "session alone": spread([pair[1] for pair in in_process]),
+        },
+        "python_model_that_does_nothing_p50_ms": spread(nothing),
+        "steps": table,
     }
 
 

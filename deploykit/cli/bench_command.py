@@ -12,6 +12,20 @@ import click
 from deploykit.cli.options import as_json
 from deploykit.errors import UsageError
 
+_MOST_CLIENTS = 1024
+
+
+def _numbers(context: click.Context, option: click.Parameter, text: str | None) -> tuple[int, ...]:
+    if text is None:
+        return ()
+    try:
+        found = tuple(dict.fromkeys(int(part) for part in text.split(",")))
+    except ValueError:
+        found = (0,)
+    if min(found) < 1 or max(found) > _MOST_CLIENTS:
+        raise click.BadParameter(f"{text!r} is no list of numbers from 1 to {_MOST_CLIENTS}, as in 1,2,4,8")
+    return found
+
 
 @click.command("bench")
 @click.argument("targets", nargs=-1)
@@ -37,6 +51,10 @@ from deploykit.errors import UsageError
     "--p99", type=click.FloatRange(0, min_open=True),
     help="server: the limit on p99 in ms; without --rate the highest rate that holds it is searched.",
 )  # fmt: skip
+@click.option(
+    "--concurrency", callback=_numbers, metavar="N,N,...",
+    help="So many clients at once, each number for --seconds: answers a second and latency against it.",
+)  # fmt: skip
 @click.option("--hourly-price", type=click.FloatRange(0, min_open=True), help="Of the machine: what messages cost.")
 @click.option("--save-baseline", type=click.Path(path_type=Path), help="Write the figures of one target to this file.")
 @click.option("--version-name", default="", help="What the baseline calls this version: a tag, a commit.")
@@ -44,7 +62,10 @@ from deploykit.errors import UsageError
     "--history", type=click.Path(path_type=Path),
     help="Time nothing: show the baselines in this folder, or file of JSON lines, over versions.",
 )  # fmt: skip
-@click.option("--page", type=click.Path(path_type=Path), help="With --history: write it as an HTML page to this file.")
+@click.option(
+    "--page", type=click.Path(path_type=Path),
+    help="With --history, --concurrency or a search by --p99: write it as an HTML page to this file.",
+)  # fmt: skip
 @as_json
 def command(
     targets: tuple[str, ...],
@@ -60,6 +81,7 @@ def command(
     rate: float | None,
     seconds: float,
     p99: float | None,
+    concurrency: tuple[int, ...],
     hourly_price: float | None,
     save_baseline: Path | None,
     version_name: str,
@@ -70,8 +92,9 @@ def command(
     """Time TARGETS on the same messages: one at a time, each in its own process, in alternating blocks.
 
     A target is a checkpoint folder, an ONNX folder or file, or grpc://HOST:PORT/MODEL (http:// too). The first one is
-    what the others are compared with. With --scenario one target is put under load. Exit status there: 0 the limits
-    hold, 4 they don't, 5 inconclusive, 1 the client can't keep the rate.
+    what the others are compared with. With --scenario or --concurrency one target is put under load; there a tensor
+    entry (grpc://HOST:PORT/NAME_onnx, with --tokenizer) is one too. Exit status there: 0 the limits hold, 4 they don't,
+    5 inconclusive, 1 the client can't keep the rate.
     """
     from deploykit.artifacts.atomic import write_atomic
     from deploykit.cli.bench_output import show_history, show_load
@@ -79,6 +102,7 @@ def command(
     from deploykit.cli.render import Screen, stdout, timing_table
     from deploykit.pipeline.alone import bench_alone
     from deploykit.pipeline.latency import load_alone, make_baseline
+    from deploykit.report.load_page import load_page
 
     if history is not None:
         if targets:
@@ -88,14 +112,21 @@ def command(
         raise UsageError("there is nothing to time", "deploykit bench TARGET --data FILE")
     if twice := next((name for name in targets if targets.count(name) > 1), None):
         raise UsageError(f"{twice} is named twice", "name every target once")
-    if scenario != "single":
+    if concurrency and scenario != "single":
+        raise UsageError(f"--concurrency is no part of --scenario {scenario}", "leave one of them out")
+    under_load: Literal["single", "offline", "server", "closed"] = "closed" if concurrency else scenario
+    if under_load != "single":
         if len(targets) > 1 or save_baseline is not None:
-            raise UsageError(f"--scenario {scenario} is for one target and no baseline", "bench each by itself")
+            asked = "--concurrency" if concurrency else f"--scenario {scenario}"
+            raise UsageError(f"{asked} is for one target and no baseline", "bench each by itself")
         with Screen() as screen:
             best, tried = load_alone(
-                targets[0], data=data, text=text, scenario=scenario, rate_per_s=rate, seconds=seconds, p99_limit_ms=p99,
-                messages=messages, threads=threads, tokenizer=tokenizer, task=task, listener=screen,
+                targets[0], data=data, text=text, scenario=under_load, rate_per_s=rate, seconds=seconds,
+                p99_limit_ms=p99, messages=messages, threads=threads, tokenizer=tokenizer, task=task,
+                concurrency=concurrency, listener=screen,
             )  # fmt: skip
+        if page is not None:
+            write_atomic(page, load_page(targets[0], tried, p99).encode())
         return show_load(best, tried, hourly_price, searched=scenario == "server" and rate is None, as_json=as_json)
     if save_baseline is not None and len(targets) > 1:
         raise UsageError("--save-baseline is for one target", "bench each by itself")

@@ -58,11 +58,11 @@ def show_load(
 
     codes = {
         "pass": ExitCode.PASS,
-        "fail": ExitCode.LATENCY_REGRESSED,
         "inconclusive": ExitCode.INCONCLUSIVE,
+        "fail": ExitCode.LATENCY_REGRESSED,
         "invalid": ExitCode.ERROR,
     }
-    outcome = tried[-1].verdict.outcome
+    outcome = max((each.verdict.outcome for each in tried), key=list(codes).index)
     if searched:
         outcome = "pass" if best is not None else "fail"
     if as_json:

@@ -34,6 +34,7 @@ COMMANDS = {
     "parity": "Prove or refute that two models answer alike.",
     "bench": "Latency of models, in process or through Triton, in alternating blocks.",
     "compare": "Whether a model became slower: pass, fail or inconclusive, for CI.",
+    "tune": "Search the Triton settings for the highest rate that holds a p99 limit.",
     "serve": "Start a real Triton server on a repository.",
     "ask": "Send text to a server and print the answer.",
     "doctor": "What this machine has, what is missing, and the command that adds it.",
@@ -42,7 +43,7 @@ COMMANDS = {
 }
 """Every command, in the order of its help, with its short help: the module NAME_command has it."""
 
-_RESUMABLE = ("run", "finetune", "prune")
+_RESUMABLE = ("run", "finetune", "prune", "tune")
 _INTERRUPTED = 130
 
 

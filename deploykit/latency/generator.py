@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ["Refusal", "Sent", "closed_loop", "open_loop"]
 
 import asyncio
+import itertools
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
@@ -56,17 +57,26 @@ async def open_loop(send: Send, due: Sequence[float]) -> list[Sent]:
     return list(await asyncio.gather(*tasks))
 
 
-async def closed_loop(send: Send, count: int, clients: int) -> list[Sent]:
-    """`count` requests by so many clients, each of which sends its next one when the last is answered.
+async def closed_loop(send: Send, count: int, clients: int, *, seconds: float | None = None) -> list[Sent]:
+    """Requests by so many clients, each of which sends its next one when the last is answered.
 
     What is due is when it is sent: a target that stalls is asked less, which hides the stall.
+
+    Args:
+        send: sends the request of a number.
+        count: how many.
+        clients: at once.
+        seconds: send them again and again for so long.
     """
     loop = asyncio.get_running_loop()
-    start, found, numbers = loop.time(), [], iter(range(count))
+    start, found = loop.time(), []
+    numbers = iter(range(count)) if seconds is None else itertools.count()
 
     async def client() -> None:
         for number in numbers:
-            found.append(await _one(send, number, loop.time() - start, start))
+            if seconds is not None and loop.time() - start >= seconds:
+                return
+            found.append(await _one(send, number % count, loop.time() - start, start))
 
     await asyncio.gather(*(client() for _ in range(clients)))
     return found

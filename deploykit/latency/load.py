@@ -24,7 +24,8 @@ class LoadResult:
     """What happened to the requests of one run.
 
     Attributes:
-        scenario: `server`: open loop, sent when due; `offline`: all at once, as fast as the target goes.
+        scenario: `server`: open loop, sent when due; `offline`: all at once, as fast as the target goes; `closed`: so
+            many clients at once, each waiting for its answer before it asks again.
         offered_per_s: the rate at which requests were due; 0 offline.
         seconds: from the first one due to the last answer.
         latencies_ms: of the answered ones, from when each was due: a target that stalls makes all wait that come
@@ -35,10 +36,12 @@ class LoadResult:
         errors: that failed otherwise.
         first_error: what one of them said.
         breakdown_ms: mean milliseconds a request spent in each part of the server, where it tells.
+        split_ms: the mean latency split into client, network, queue, batch_wait and compute, where the server tells.
+        clients: at once, in a closed loop.
         flags: what makes the figures less than they seem: a response cache, no warm-up.
     """
 
-    scenario: Literal["server", "offline"]
+    scenario: Literal["server", "offline", "closed"]
     offered_per_s: float
     seconds: float
     latencies_ms: NDArray[np.float64]
@@ -48,6 +51,8 @@ class LoadResult:
     errors: int = 0
     first_error: str = ""
     breakdown_ms: dict[str, float] = field(default_factory=dict)
+    split_ms: dict[str, float] = field(default_factory=dict)
+    clients: int = 0
     flags: tuple[str, ...] = ()
 
     @property
@@ -130,13 +135,14 @@ def judge_load(result: LoadResult, *, p99_limit_ms: float | None = None, error_l
     return LoadVerdict("inconclusive", p99, claimed, note)
 
 
-def next_rate(tried: dict[float, bool], start: float, precision: float = 0.05) -> float | None:
-    """The rate to try next in search of the highest that holds: doubled until one fails, then halved between.
+def next_rate(tried: dict[float, bool], start: float, precision: float = 0.05, *, step: float = _STEP) -> float | None:
+    """The rate to try next in search of the highest that holds: raised until one fails, then halved between.
 
     Args:
         tried: whether each rate so far held.
         start: the first one.
         precision: how near, as a fraction, the bounds are when the search ends with None.
+        step: the factor of a raise, or of a step down while none holds.
     """
     good = max((rate for rate, held in tried.items() if held), default=None)
     bad = min((rate for rate, held in tried.items() if not held and (good is None or rate > good)), default=None)
@@ -144,7 +150,7 @@ def next_rate(tried: dict[float, bool], start: float, precision: float = 0.05) -
         return start
     if good is None:
         assert bad is not None
-        return bad / _STEP if bad > start / 64 else None
+        return bad / step if bad > start / 64 else None
     if bad is None:
-        return good * _STEP
+        return good * step
     return None if bad <= good * (1 + precision) else float(np.sqrt(good * bad))

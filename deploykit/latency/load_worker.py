@@ -11,14 +11,18 @@ import asyncio
 import contextlib
 import dataclasses
 import json
+import select
+import selectors
 import sys
+import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
-import numpy as np
-
 from deploykit.errors import DeploykitError
-from deploykit.latency.generator import Refusal, Send, Sent, closed_loop, open_loop
+from deploykit.latency.generator import Refusal, Send, closed_loop, open_loop
+from deploykit.latency.http_client import HttpPool
+from deploykit.latency.load_requests import grpc_request, http_request, tensors_of, wanted_of
+from deploykit.runners.triton_client import TritonClient
 from deploykit.runners.triton_wire import Address, parse_url
 
 _QUEUE_WORDS = ("exceeds maximum queue size", "request timeout expired")
@@ -26,10 +30,14 @@ _WARMUP = 50
 
 
 def main() -> int:
-    """Serve one order: `url`, `texts`, `due` (seconds; open loop) or `clients` (closed loop), `timeout_s`."""
+    """Serve one order.
+
+    It has `url`, `texts`, `timeout_s`, `tokenizer` (a folder, or null), and `due` (seconds; open loop) or `clients`
+    (closed loop: all texts once, or again and again for so many `seconds`).
+    """
     order = json.loads(sys.stdin.readline())
     try:
-        reply = asyncio.run(_serve(order))
+        reply = _serve(order)
     except DeploykitError as error:
         print(json.dumps({"error": error.message, "hint": error.hint}))  # noqa: T201 - this is the reply
         return int(error.exit_code)
@@ -37,31 +45,50 @@ def main() -> int:
     return 0
 
 
-async def _serve(order: dict[str, Any]) -> dict[str, Any]:
+def _serve(order: dict[str, Any]) -> dict[str, Any]:
     address, model = parse_url(order["url"])
-    opened = _over_grpc if address.protocol == "grpc" else _over_http
-    async with opened(address, model, order["texts"], order["timeout_s"]) as send:
+    with TritonClient(str(address), timeout_s=order["timeout_s"]) as client:
+        wanted = wanted_of(client.metadata(model))
+    tensors = tensors_of(wanted, order["texts"], order.get("tokenizer"))
+    if address.protocol == "grpc":
+        opened = _over_grpc(address, [grpc_request(model, each, wanted.outputs) for each in tensors], order)
+    else:
+        opened = _over_http(address, [http_request(address, model, each, wanted.outputs) for each in tensors], order)
+    with asyncio.Runner(loop_factory=_fine_loop) as runner:
+        return runner.run(_drive(opened, order))
+
+
+def _fine_loop() -> asyncio.AbstractEventLoop:
+    """An event loop that wakes when a request is due: asyncio's own waits whole milliseconds where it has epoll."""
+    if not hasattr(selectors, "EpollSelector"):
+        return asyncio.new_event_loop()
+
+    class Fine(selectors.EpollSelector):
+        def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+            if timeout is not None and timeout > 0:
+                select.select([self.fileno()], [], [], timeout)
+                timeout = 0.0
+            return super().select(timeout)
+
+    return asyncio.SelectorEventLoop(Fine())
+
+
+async def _drive(opened: contextlib.AbstractAsyncContextManager[Send], order: dict[str, Any]) -> dict[str, Any]:
+    async with opened as send:
         await closed_loop(send, _WARMUP, 4)
+        busy_s = time.process_time()
         if "due" in order:
             found = await open_loop(send, order["due"])
         else:
-            found = await closed_loop(send, len(order["texts"]), order["clients"])
-    return {"sent": [dataclasses.astuple(each) for each in found]}
+            found = await closed_loop(send, len(order["texts"]), order["clients"], seconds=order.get("seconds"))
+        busy_s = time.process_time() - busy_s
+    return {"sent": [dataclasses.astuple(each) for each in found], "client_cpu_s": busy_s}
 
 
 @contextlib.asynccontextmanager
-async def _over_grpc(address: Address, model: str, texts: Sequence[str], timeout_s: float) -> AsyncIterator[Send]:
+async def _over_grpc(address: Address, requests: Sequence[bytes], order: dict[str, Any]) -> AsyncIterator[Send]:
     import grpc  # type: ignore[import-untyped]
-    from tritonclient.grpc import service_pb2
 
-    requests = []
-    for text in texts:
-        request = service_pb2.ModelInferRequest(model_name=model)
-        request.inputs.add(name="text", datatype="BYTES", shape=[1, 1])
-        request.raw_input_contents.append(_element(text))
-        for name in ("label", "score"):
-            request.outputs.add(name=name)
-        requests.append(request.SerializeToString())
     channel = (
         grpc.aio.secure_channel(address.netloc, grpc.ssl_channel_credentials())
         if address.tls
@@ -72,7 +99,7 @@ async def _over_grpc(address: Address, model: str, texts: Sequence[str], timeout
 
         async def send(number: int) -> None:
             try:
-                await call(requests[number % len(requests)], timeout=timeout_s)
+                await call(requests[number % len(requests)], timeout=order["timeout_s"])
             except grpc.aio.AioRpcError as error:
                 raise _refusal(f"{error.code().name}: {error.details()}") from error
 
@@ -80,50 +107,25 @@ async def _over_grpc(address: Address, model: str, texts: Sequence[str], timeout
 
 
 @contextlib.asynccontextmanager
-async def _over_http(address: Address, model: str, texts: Sequence[str], timeout_s: float) -> AsyncIterator[Send]:
-    import aiohttp
+async def _over_http(address: Address, requests: Sequence[bytes], order: dict[str, Any]) -> AsyncIterator[Send]:
+    pool = HttpPool(address, order["timeout_s"])
 
-    bodies = []
-    for text in texts:
-        element = _element(text)
-        tensor = {
-            "name": "text",
-            "shape": [1, 1],
-            "datatype": "BYTES",
-            "parameters": {"binary_data_size": len(element)},
-        }
-        outputs = [{"name": name, "parameters": {"binary_data": True}} for name in ("label", "score")]
-        header = json.dumps({"inputs": [tensor], "outputs": outputs}).encode()
-        bodies.append((header + element, {"Inference-Header-Content-Length": str(len(header))}))
-    url = f"{address}/v2/models/{model}/infer"
-    timeout = aiohttp.ClientTimeout(total=timeout_s)
-    async with aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0)) as session:
+    async def send(number: int) -> None:
+        try:
+            reply = await pool.send(requests[number % len(requests)])
+        except OSError as error:  # TimeoutError is one
+            raise _refusal(f"{type(error).__name__}: {error}") from error
+        if reply.status != 200:
+            raise _refusal(f"{reply.status}: {reply.body.decode(errors='replace')}")
 
-        async def send(number: int) -> None:
-            body, headers = bodies[number % len(bodies)]
-            try:
-                async with session.post(url, data=body, headers=headers) as reply:
-                    said = await reply.read()
-                    if reply.status != 200:
-                        raise _refusal(f"{reply.status}: {said[:200].decode(errors='replace')}")
-            except (aiohttp.ClientError, TimeoutError) as error:
-                raise _refusal(f"{type(error).__name__}: {error}") from error
-
+    try:
         yield send
-
-
-def _element(text: str) -> bytes:
-    data = text.encode("utf-8", errors="replace")
-    return bytes(np.uint32(len(data)).tobytes()) + data
+    finally:
+        pool.close()
 
 
 def _refusal(said: str) -> Refusal:
     return Refusal(said, rejected=any(words in said.lower() for words in _QUEUE_WORDS))
-
-
-def sent_from(reply: dict[str, Any]) -> list[Sent]:
-    """The requests of a reply."""
-    return [Sent(*each) for each in reply["sent"]]
 
 
 if __name__ == "__main__":

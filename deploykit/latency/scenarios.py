@@ -1,25 +1,26 @@
-"""MLPerf's Server and Offline scenarios, on a model in process or a Triton server, and the search for a rate."""
+"""MLPerf's Server and Offline scenarios, so many clients at once, and the search for a rate."""
 
 from __future__ import annotations
 
-__all__ = ["Tried", "find_rate", "run_offline", "run_server"]
+__all__ = ["Tried", "find_rate", "run_concurrency", "run_offline", "run_server"]
 
 import json
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from deploykit.errors import LatencyError
+from deploykit.errors import LatencyError, UsageError
 from deploykit.events import Listener, Note, ignore
 from deploykit.latency.generator import Sent
 from deploykit.latency.load import LoadResult, LoadVerdict, judge_load, next_rate, poisson_arrivals
 from deploykit.latency.processes import Worker, open_worker
-from deploykit.latency.server_facts import breakdown_between, read_statistics, server_flags
+from deploykit.latency.server_facts import breakdown_between, queue_delay_ms, read_statistics, server_flags, split_of
 from deploykit.runners import Message, Target
+from deploykit.runners.triton_wire import parse_url
 
 _TIMEOUT_S = 30.0
 _WARMUP = 50
@@ -83,6 +84,24 @@ def run_offline(target: Target, messages: Sequence[Message], *, batch: int = 32,
     return _result([Sent(*each) for each in reply["sent"]], "offline", 0.0)
 
 
+def run_concurrency(target: Target, messages: Sequence[Message], *, clients: int, seconds: float) -> LoadResult:
+    """So many clients at once, each of which asks again when it is answered, for so long.
+
+    Raises:
+        UsageError: the target is no server: in process there is nobody to ask at once.
+        LatencyError: the target could not be run, or there are no messages.
+    """
+    if target.kind != "triton":
+        raise UsageError(
+            f"{target.location} is no server, and concurrency is that of a server's clients",
+            "serve it: deploykit package, deploykit serve; then bench grpc://HOST:PORT/MODEL",
+        )
+    if not messages:
+        raise LatencyError("there is nothing to time", "give a data file with at least one row")
+    order = {"texts": [str(message) for message in messages], "clients": clients, "seconds": seconds}
+    return replace(_through_triton(target, order, "closed", 0.0), clients=clients)
+
+
 def find_rate(
     target: Target,
     messages: Sequence[Message],
@@ -119,9 +138,10 @@ def _warm(worker: Worker, texts: Sequence[str]) -> None:
 
 def _through_triton(target: Target, order: dict[str, Any], scenario: Any, rate_per_s: float) -> LoadResult:
     before = read_statistics(target)
+    common = {"url": target.location, "timeout_s": _TIMEOUT_S, "tokenizer": target.tokenizer}
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-m", "deploykit.latency.load_worker"],
-        input=json.dumps(order | {"url": target.location, "timeout_s": _TIMEOUT_S}) + "\n",
+        input=json.dumps(order | common) + "\n",
         capture_output=True,
         text=True,
         encoding="utf-8",
@@ -136,7 +156,18 @@ def _through_triton(target: Target, order: dict[str, Any], scenario: Any, rate_p
         raise LatencyError(reply["error"], reply.get("hint"))
     breakdown = breakdown_between(before, read_statistics(target))
     flags = server_flags(target, sorted({name.rsplit(".", 1)[0] for name in breakdown}))
-    return _result([Sent(*each) for each in reply["sent"]], scenario, rate_per_s, breakdown, flags)
+    result = _result([Sent(*each) for each in reply["sent"]], scenario, rate_per_s, breakdown, flags)
+    if not len(result.service_ms):
+        return result
+    split_ms = split_of(
+        breakdown,
+        parse_url(target.location)[1],
+        lag_ms=float(np.mean(result.latencies_ms - result.service_ms)),
+        service_ms=float(np.mean(result.service_ms)),
+        client_cpu_ms=reply["client_cpu_s"] * 1e3 / result.due,
+        delay_ms=queue_delay_ms(target),
+    )
+    return replace(result, split_ms=split_ms)
 
 
 def _result(

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-__all__ = ["ModelTimes", "breakdown_between", "flags_of", "read_statistics", "server_flags"]
+__all__ = [
+    "ModelTimes",
+    "breakdown_between",
+    "flags_of",
+    "queue_delay_ms",
+    "read_statistics",
+    "server_flags",
+    "split_of",
+]
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,11 +26,12 @@ _TIMEOUT_S = 10.0
 
 @dataclass(frozen=True)
 class ModelTimes:
-    """Since the server started: requests answered by a model, executions, and nanoseconds in each part."""
+    """Since the server started: requests answered by a model, executions, nanoseconds in each part and in all."""
 
     requests: int
     executions: int
     parts_ns: Mapping[str, int]
+    total_ns: int = 0
 
 
 def read_statistics(target: Target) -> dict[str, ModelTimes]:
@@ -35,7 +44,9 @@ def read_statistics(target: Target) -> dict[str, ModelTimes]:
     for model in _ask(target, "statistics")["model_stats"]:
         inner = model.get("inference_stats", {})
         parts = {part: int(inner.get(part, {}).get("ns", 0)) for part in _PARTS}
-        times = ModelTimes(int(inner.get("success", {}).get("count", 0)), int(model.get("execution_count", 0)), parts)
+        success = inner.get("success", {})
+        executions = int(model.get("execution_count", 0))
+        times = ModelTimes(int(success.get("count", 0)), executions, parts, int(success.get("ns", 0)))
         if times.requests:
             found[str(model["name"])] = times
     return found
@@ -50,9 +61,58 @@ def breakdown_between(before: Mapping[str, ModelTimes], after: Mapping[str, Mode
             continue
         for part in _PARTS:
             found[f"{name}.{part}"] = (now.parts_ns[part] - then.parts_ns[part]) / requests / 1e6
+        found[f"{name}.total"] = (now.total_ns - then.total_ns) / requests / 1e6
         if (executions := now.executions - then.executions) > 0:
             found[f"{name}.requests_per_execution"] = requests / executions
     return found
+
+
+def split_of(
+    breakdown_ms: Mapping[str, float],
+    model: str,
+    *,
+    lag_ms: float,
+    service_ms: float,
+    client_cpu_ms: float,
+    delay_ms: float,
+) -> dict[str, float]:
+    """Where the mean latency of a request went, in milliseconds; the parts add up to it. Pure.
+
+    `client` is how late it was sent and what the client computed for it; `network` the way there and back, the
+    server's reading and writing included; `queue` waiting for an instance; `batch_wait` waiting for company, at most:
+    the part of the server's queue that the configured delay can explain, since Triton counts both as one; `compute`
+    from the queue to the response.
+
+    Args:
+        breakdown_ms: of `breakdown_between`.
+        model: that was asked.
+        lag_ms: mean, from due to sent.
+        service_ms: mean, from sent to answered.
+        client_cpu_ms: CPU time of the client for each request.
+        delay_ms: how long the configuration lets a request wait for company.
+    """
+    if f"{model}.total" not in breakdown_ms:
+        return {}
+    inside, queue = breakdown_ms[f"{model}.total"], breakdown_ms[f"{model}.queue"]
+    busy = min(client_cpu_ms, max(0.0, service_ms - inside))
+    batch_wait = min(queue, delay_ms)
+    return {
+        "client": lag_ms + busy,
+        "network": max(0.0, service_ms - inside - busy),
+        "queue": queue - batch_wait,
+        "batch_wait": batch_wait,
+        "compute": inside - queue,
+    }
+
+
+def queue_delay_ms(target: Target) -> float:
+    """How long the model's configuration lets a request wait for company.
+
+    Raises:
+        ServerError: the server does not tell.
+    """
+    config = _ask(target, "config", parse_url(target.location)[1])
+    return int(config.get("dynamic_batching", {}).get("max_queue_delay_microseconds", 0)) / 1e3
 
 
 def server_flags(target: Target, models: Iterable[str]) -> tuple[str, ...]:
@@ -69,9 +129,15 @@ def flags_of(configs: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     flags = []
     if any(config.get("response_cache", {}).get("enable") for config in configs):
         flags.append("the response cache is on: repeated messages are not inferred")
-    if not any(config.get("model_warmup") for config in configs):
+    if not any(config.get("model_warmup") or _warms_itself(config) for config in configs):
         flags.append("no model has a warm-up: the first requests of a fresh server are slower")
     return tuple(flags)
+
+
+def _warms_itself(config: Mapping[str, Any]) -> bool:
+    """A text entry that holds its model runs it before it is ready."""
+    layout = config.get("parameters", {}).get("layout", {})
+    return str(layout.get("string_value", "")) == "hold"
 
 
 def _ask(target: Target, what: str, model: str = "") -> dict[str, Any]:

@@ -14,13 +14,13 @@ from deploykit.artifacts.digest import digest_file, digest_json, digest_tree
 from deploykit.data.readers import read_rows
 from deploykit.data.table import Columns
 from deploykit.errors import LatencyError, UsageError
-from deploykit.events import Listener, ignore
+from deploykit.events import Listener, Note, ignore
 from deploykit.latency.baseline import Baseline, baseline_of, check_baseline, read_baseline
 from deploykit.latency.comparison import Comparison, compare_live, compare_with_baseline
 from deploykit.latency.load import judge_load
 from deploykit.latency.measure import Samples, spread_over
 from deploykit.latency.regression import Rule
-from deploykit.latency.scenarios import Tried, find_rate, run_offline, run_server
+from deploykit.latency.scenarios import Tried, find_rate, run_concurrency, run_offline, run_server
 from deploykit.machine import fingerprint
 from deploykit.runners import Target, target_from_text
 
@@ -33,7 +33,7 @@ def timed_target(text: str, *, threads: int, tokenizer: Path | None, task: str) 
     """
     target = target_from_text(text, task=task)
     folder = _folder(target)
-    lacks = folder is not None and not (folder / "tokenizer.json").is_file()
+    lacks = folder is None or not (folder / "tokenizer.json").is_file()
     return replace(target, threads=threads, tokenizer=str(tokenizer) if tokenizer is not None and lacks else None)
 
 
@@ -125,7 +125,7 @@ def load_alone(
     *,
     data: str,
     text: str,
-    scenario: Literal["server", "offline"],
+    scenario: Literal["server", "offline", "closed"],
     rate_per_s: float | None,
     seconds: float,
     p99_limit_ms: float | None,
@@ -133,6 +133,7 @@ def load_alone(
     threads: int,
     tokenizer: Path | None,
     task: str,
+    concurrency: Sequence[int] = (),
     listener: Listener = ignore,
 ) -> tuple[float | None, tuple[Tried, ...]]:
     """A model or server under load; the highest rate that holds the limit, where it is searched, and every run.
@@ -141,22 +142,30 @@ def load_alone(
         target: a model or a server's URL.
         data: real messages.
         text: their column.
-        scenario: open loop, or all at once.
+        scenario: open loop, all at once, or so many clients that wait for their answers.
         rate_per_s: of the open loop; None searches the highest that holds the limit.
-        seconds: of a run of the open loop.
+        seconds: of a run of the open loop, or of each number of clients.
         p99_limit_ms: that p99 must stay below.
         messages: how many of them offline.
         threads: in process.
-        tokenizer: the tokenizer's folder of a bare .onnx file.
+        tokenizer: the tokenizer's folder of a bare .onnx file or a tensor entry.
         task: what the model does.
+        concurrency: the numbers of clients.
         listener: hears of progress.
 
     Raises:
-        UsageError: neither a rate nor a limit to search one by.
+        UsageError: neither a rate nor a limit to search one by, or clients of a model in process.
         LatencyError: the target could not be run.
     """
     found = timed_target(target, threads=threads, tokenizer=tokenizer, task=task)
     texts = list(read_rows(data, Columns(text, None)).texts)
+    if scenario == "closed":
+        runs = []
+        for clients in concurrency:
+            result = run_concurrency(found, texts, clients=clients, seconds=seconds)
+            runs.append(Tried(result.answered_per_s, result, judge_load(result, p99_limit_ms=p99_limit_ms)))
+            listener(Note(f"{clients} clients: {result.answered_per_s:.0f} a second"))
+        return None, tuple(runs)
     if scenario == "offline":
         result = run_offline(found, spread_over(texts, messages))
         return None, (Tried(result.answered_per_s, result, judge_load(result)),)

@@ -163,6 +163,7 @@ def package_settings(section: Package) -> Any:
         threads=section.threads,
         queue_delay_us=section.queue_delay_us,
         preferred_batch_size=section.preferred_batch_size,
+        layout=section.layout,
     )
 
 

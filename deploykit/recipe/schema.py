@@ -416,6 +416,11 @@ class Package(Section):
     preferred_batch_size: tuple[Count, ...] = Field(
         default=(), strict=False, description="Batch sizes that end the waiting; none above max_batch_size."
     )
+    layout: Literal["call", "hold"] = Field(
+        default="hold",
+        description="call: the text model calls the ONNX model in the server; hold: on the CPU it runs the file itself"
+        " where the server's Python has onnxruntime, and calls elsewhere.",
+    )
 
     @field_validator("preferred_batch_size")
     @classmethod

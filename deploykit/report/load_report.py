@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ["cost_per_million", "load_json", "load_lines"]
+__all__ = ["cost_per_million", "load_json", "load_lines", "split_words"]
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,6 +32,7 @@ def _run(each: Tried, hourly_price: float | None) -> dict[str, Any]:
     )
     found = {
         "scenario": result.scenario,
+        "clients": result.clients or None,
         "offered_per_s": result.offered_per_s,
         "answered_per_s": result.answered_per_s,
         "verdict": verdict.outcome,
@@ -43,6 +44,7 @@ def _run(each: Tried, hourly_price: float | None) -> dict[str, Any]:
         "n": len(result.latencies_ms),
         "rejected": result.rejected,
         "errors": result.errors,
+        "split_ms": result.split_ms,
         "breakdown_ms": result.breakdown_ms,
         "flags": list(result.flags),
     }
@@ -51,12 +53,26 @@ def _run(each: Tried, hourly_price: float | None) -> dict[str, Any]:
     return found
 
 
+def split_words(split_ms: Mapping[str, float]) -> str:
+    """Where a mean request's time went, in one line."""
+    return ", ".join(f"{name.replace('_', ' ')} {value:.2f}" for name, value in split_ms.items()) + " ms"
+
+
+def _curve(points: Sequence[tuple[int, float]]) -> list[str]:
+    """Answers a second against clients, as bars."""
+    most = max(rate for _, rate in points) or 1.0
+    return [
+        f"{clients:>5} clients {'█' * max(1, round(40 * rate / most))} {rate:.0f} a second" for clients, rate in points
+    ]
+
+
 def load_lines(best_per_s: float | None, tried: Sequence[Tried], hourly_price: float | None) -> list[str]:
     """What happened, in words."""
     lines = []
     for each in tried:
         found = _run(each, hourly_price)
         rate = f"{found['offered_per_s']:.0f} offered, " if found["scenario"] == "server" else ""
+        rate = f"{found['clients']} clients: " if found["clients"] else rate
         times = f"p50 {found['p50_ms']:.2f} ms, p99 {found['p99_ms']:.2f} ms" if found["n"] else "no answer"
         if found["scenario"] == "offline":
             times = f"{found['n']} messages"
@@ -65,6 +81,10 @@ def load_lines(best_per_s: float | None, tried: Sequence[Tried], hourly_price: f
         )
         if "cost_per_million" in found:
             lines.append(f"  a million messages cost {found['cost_per_million']:.2f} at {hourly_price:g} an hour")
+        if each.result.split_ms:
+            lines.append(f"  of a mean request: {split_words(each.result.split_ms)}")
+    if len(tried) > 1 and all(each.result.clients for each in tried):
+        lines += _curve([(each.result.clients, each.result.answered_per_s) for each in tried])
     last = tried[-1].result
     if last.breakdown_ms:
         lines.append("in the server: " + ", ".join(f"{name} {value:.2f}" for name, value in last.breakdown_ms.items()))

@@ -9,9 +9,12 @@ from __future__ import annotations
 __all__ = ["WordTable"]
 
 import re
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any
 
 from tokenizers import Tokenizer
+
+if TYPE_CHECKING:
+    from typing import Self  # packages carry this module to Python 3.10 too
 
 _MOST_WORDS = 50_000
 

@@ -131,7 +131,8 @@ class TextClassification:
     def entry(self) -> tuple[Path, ...]:
         """The text model's source files."""
         folder = Path(__file__).parents[1] / "triton" / "entries"
-        return folder / "text_classification.py", folder / "text_model.py"
+        ours = tuple(folder / f"{name}.py" for name in ("text_classification", "text_model", "logits_model"))
+        return *ours, Path(__file__).parents[1] / "runners" / "words.py"
 
     def served_answers(self, found: Outputs) -> list[Answer]:
         """The labels and scores that the text model sent, each [messages, k].

@@ -153,7 +153,9 @@ class TokenClassification:
     def entry(self) -> tuple[Path, ...]:
         """The text model's source files."""
         folder = Path(__file__).parents[1] / "triton" / "entries"
-        return folder / "token_classification.py", folder / "text_model.py", Path(__file__).with_name("spans.py")
+        ours = tuple(folder / f"{name}.py" for name in ("token_classification", "text_model", "logits_model"))
+        words = Path(__file__).parents[1] / "runners" / "words.py"
+        return *ours, words, Path(__file__).with_name("spans.py")
 
     def served_answers(self, found: Outputs) -> list[Answer]:
         """The entities that the text model sent, a JSON list for each message.

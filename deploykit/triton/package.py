@@ -47,6 +47,8 @@ class PackageSettings:
         threads: intra-op threads of one copy, 0 for onnxruntime's own choice.
         queue_delay_us: how long a message may wait for others.
         preferred_batch_size: batch sizes that end the waiting.
+        layout: whether the text entry calls the tensor model, or holds the same file itself (on the CPU, where the
+            server's Python has onnxruntime).
     """
 
     max_batch_size: int = 64
@@ -55,6 +57,7 @@ class PackageSettings:
     threads: int = 0
     queue_delay_us: int = 0
     preferred_batch_size: tuple[int, ...] = ()
+    layout: Literal["call", "hold"] = "hold"
 
 
 def build_package(
@@ -90,6 +93,7 @@ def build_package(
     inputs = _graph_inputs(source / "model.onnx")
     batching = DynamicBatching(settings.preferred_batch_size, settings.queue_delay_us)
     instances = InstanceGroup(settings.device, settings.instances)
+    layout = "call" if settings.device == "gpu" else settings.layout
     warm = list(dict.fromkeys(samples))[:_WARMUPS] or ["hello"]
 
     tensor_folder = out / inner
@@ -142,7 +146,9 @@ def build_package(
                 replace(logits, labels_file=None),
             ],
             max_batch_size=settings.max_batch_size,
+            instances=InstanceGroup("cpu", settings.instances),
             batching=batching,
+            parameters={"layout": layout, "intra_op_thread_count": str(settings.threads)},
             # No warm-up here: while a server starts it refuses the call to the tensor entry.
         ),
     )

@@ -146,3 +146,49 @@ def test_what_can_not_be_asked_is_refused(deploykit: Deploykit, arguments: tuple
 def test_history_of_nothing_is_an_error(deploykit: Deploykit, tmp_path: Path) -> None:
     done = deploykit("bench", "--history", str(tmp_path))
     assert (done.code, "holds no baseline" in done.err) == (1, True)
+
+
+CURVE = ("bench", "grpc://h:1/m", "--data", "d.csv", "--concurrency", "1,2,4")
+
+
+def test_clients_at_once_are_a_curve_in_the_terminal_and_on_a_page(
+    deploykit: Deploykit, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def load_alone(*_: Any, concurrency: tuple[int, ...], **__: Any) -> Any:
+        split = {"client": 0.5, "network": 0.5, "queue": 1.0, "batch_wait": 0.0, "compute": 3.0}
+        runs = []
+        for clients in concurrency:
+            latencies = np.full(100 * clients, 5.0)
+            result = LoadResult("closed", 0, 1.0, latencies, latencies, np.zeros(len(latencies)), split_ms=split)
+            result = replace(result, clients=clients)
+            runs.append(Tried(result.answered_per_s, result, judge_load(result)))
+        return None, tuple(runs)
+
+    monkeypatch.setattr("deploykit.pipeline.latency.load_alone", load_alone)
+    done = deploykit(*CURVE, "--page", str(tmp_path / "curve.html"))
+    assert done.code == 0
+    bars = [line.count("█") for line in done.out.splitlines() if "█" in line]
+    assert bars == [10, 20, 40]
+    assert "batch wait 0.00, compute 3.00 ms" in done.out
+    page = (tmp_path / "curve.html").read_text()
+    assert page.count("<polyline") == 3
+    found = deploykit(*CURVE, "--json").json
+    assert [run["clients"] for run in found["runs"]] == [1, 2, 4]
+    assert [run["answered_per_s"] for run in found["runs"]] == [100, 200, 400]
+    assert found["runs"][0]["split_ms"]["compute"] == 3.0
+
+
+@pytest.mark.parametrize("numbers", ["", "0", "1,x", "-2", "1,99999"])
+def test_other_numbers_of_clients_are_refused(deploykit: Deploykit, numbers: str) -> None:
+    done = deploykit("bench", "grpc://h:1/m", "--data", "d.csv", f"--concurrency={numbers}")
+    assert (done.code, "as in 1,2,4,8" in done.err) == (2, True)
+
+
+def test_clients_of_a_model_in_process_are_refused(deploykit: Deploykit, tmp_path: Path) -> None:
+    (tmp_path / "m.onnx").write_bytes(b"")
+    done = deploykit("bench", "m.onnx", "--data", "sample:support/test", "--concurrency", "2")
+    assert (done.code, "is no server" in done.err) == (2, True)
+
+
+def test_a_scenario_and_numbers_of_clients_exclude_each_other(deploykit: Deploykit) -> None:
+    assert deploykit(*CURVE, "--scenario", "offline").code == 2

@@ -22,14 +22,25 @@ LEVELS = (
 )
 """The lowest first; `deploykit` itself has the version, which all may read, and `load`, for callers from outside."""
 CARRIED = (
+    "triton/entries/logits_model.py",
     "triton/entries/text_model.py",
     "triton/entries/text_classification.py",
     "triton/entries/token_classification.py",
     "tasks/spans.py",
+    "runners/words.py",
     "triton/backends/onnxruntime/model.py",
 )
 """Modules that run inside of Triton, where there is no deploykit."""
-BESIDE = {"numpy", "onnxruntime", "spans", "text_model", "tokenizers", "triton_python_backend_utils"}
+BESIDE = {
+    "logits_model",
+    "numpy",
+    "onnxruntime",
+    "spans",
+    "text_model",
+    "tokenizers",
+    "triton_python_backend_utils",
+    "words",
+}
 """What they find there."""
 
 MODULES = sorted(PACKAGE.rglob("*.py"))

@@ -14,6 +14,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,11 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
-from deploykit.errors import RequestError, ServerError
+from deploykit.errors import LatencyError, RequestError, ServerError
 from deploykit.latency.load import judge_load
-from deploykit.latency.scenarios import run_offline, run_server
+from deploykit.latency.scenarios import run_concurrency, run_offline, run_server
 from deploykit.pipeline.alone import parity_alone
+from deploykit.pipeline.tune import TuneRule, tune_package
 from deploykit.runners.base import Target
 from deploykit.runners.triton_client import Rejected, TritonClient
 from deploykit.runners.triton_runner import TritonRunner
@@ -36,6 +38,7 @@ from deploykit.triton import embedded, entries
 from deploykit.triton.config import DynamicBatching, Tensor, tensor_model_config, text_model_config, write_config
 from deploykit.triton.embedded import EmbeddedServer, ensure_installed, unsupported_reason
 from deploykit.triton.engines import open_server
+from deploykit.triton.settings import apply_settings, read_settings
 from deploykit.triton.warden import SHARED_MEMORY
 
 REASON = unsupported_reason()
@@ -123,8 +126,10 @@ def write_package(repository: Path) -> None:
         ),
     )
     folder = repository / "intents" / "1"
-    for source, copied in (("text_classification.py", "model.py"), ("text_model.py", "text_model.py")):
-        shutil.copyfile(Path(entries.__file__).with_name(source), folder / copied)
+    model, *beside = find_task("text-classification").entry()
+    shutil.copyfile(model, folder / "model.py")
+    for source in beside:
+        shutil.copyfile(source, folder / source.name)
     save_tokenizer(folder / "tokenizer.json")
     entries.vendor_tokenizers(folder / "site")
     entry = {
@@ -351,8 +356,63 @@ def test_row_57_a_full_queue_is_counted_apart_under_load(url: str) -> None:
 
 
 def test_load_on_a_model_that_is_not_there_is_an_error(url: str) -> None:
-    result = run_offline(Target("triton", f"{url}/absent"), ["x"] * 5)
-    assert (len(result.latencies_ms), result.errors) == (0, 5)
+    with pytest.raises(LatencyError, match="has no model 'absent'"):
+        run_offline(Target("triton", f"{url}/absent"), ["x"] * 5)
+
+
+def test_the_tensor_entry_is_put_under_load_with_the_tokens_of_real_messages(url: str, repository: Path) -> None:
+    folder = str(repository / "intents" / "1")
+    target = Target("triton", f"{url}/intents_onnx", tokenizer=folder)
+    result = run_server(target, list(MESSAGES), rate_per_s=30, seconds=1)
+    assert (result.rejected, result.errors) == (0, 0), result.first_error
+    assert len(result.latencies_ms) == result.due > 10
+    assert set(result.breakdown_ms) >= {"intents_onnx.queue"}
+    assert not any(name.startswith("intents.") for name in result.breakdown_ms)
+    with pytest.raises(LatencyError, match="how texts become tokens") as caught:
+        run_server(replace(target, tokenizer=None), ["x"], rate_per_s=30, seconds=1)
+    assert "--tokenizer" in str(caught.value.hint)
+
+
+def test_clients_at_once_are_counted_and_their_time_is_split(url: str) -> None:
+    result = run_concurrency(Target("triton", f"{url}/intents"), list(MESSAGES), clients=4, seconds=1)
+    assert (result.errors, result.clients) == (0, 4), result.first_error
+    assert len(result.latencies_ms) > len(MESSAGES)  # asked again and again
+    assert set(result.split_ms) == {"client", "network", "queue", "batch_wait", "compute"}
+    assert sum(result.split_ms.values()) == pytest.approx(result.latencies_ms.mean(), rel=0.2)
+
+
+def test_a_held_model_answers_to_the_bit_and_survives_bad_requests(repository: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "repository"
+    for name in ("intents", "intents_onnx"):
+        shutil.copytree(repository / name, copy / name)
+    apply_settings(copy, "intents", replace(read_settings(copy, "intents"), layout="hold", instances=2))
+    with EmbeddedServer(copy) as running:
+        target = Target("triton", f"{running.urls.http}/intents")
+        with TritonRunner(target) as runner:
+            for message in MESSAGES:
+                np.testing.assert_array_equal(runner.infer([message])["logits"], in_process(copy, message))
+        with TritonClient(str(running.urls.grpc)) as client:
+            with pytest.raises(RequestError, match="top_k"):
+                client.ask("intents", ["hello"], top_k=0)
+            assert client.ask("intents", ["hello"])
+        breakdown = run_offline(target, ["hello"] * 8).breakdown_ms
+    assert "intents.compute_infer" in breakdown
+    assert "intents_onnx.compute_infer" not in breakdown  # it was not called
+
+
+def test_a_package_is_tuned(repository: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "repository"
+    for name in ("intents", "intents_onnx"):
+        shutil.copytree(repository / name, copy / name)
+    before, history = read_settings(copy, "intents"), tmp_path / "tune.jsonl"
+    # Whatever holds 500 a second is enough, so that each trial is one short run.
+    rule = TuneRule(p99_ms=2000.0, trials=2, seconds=1.0, most_per_s=500.0)
+    tuned = tune_package(copy, "intents", list(MESSAGES), rule, history=history)
+    assert len(tuned.trials) == len(history.read_text().splitlines()) == 2
+    assert tuned.trials[0].settings == before != tuned.trials[1].settings
+    assert not any(trial.changed_answers for trial in tuned.trials)
+    assert all(point.n > 0 and point.split_ms for trial in tuned.trials for point in trial.points)
+    assert read_settings(copy, "intents") == tuned.best.settings
 
 
 def test_metrics_are_served(server: EmbeddedServer) -> None:

@@ -44,7 +44,7 @@ class TritonPythonModel(TextModel):  # type: ignore[misc, unused-ignore]
         asked: list[tuple[slice, int]],
     ) -> list[dict[str, NDArray[Any]]]:
         """`label` and `score`, best first, and `logits` for each request."""
-        rows = np.stack(logits)
+        rows = np.stack(logits) if len(logits) > 1 else logits[0][np.newaxis]
         ranked, scores = _ranked(rows, max(top_k for _, top_k in asked))
         labels = self._names[ranked]
         return [

@@ -1,9 +1,9 @@
 """What the text models of a package have in common: text in, tokens to the model of the logits, its logits back.
 
 It is copied into a package beside `model.py` and needs numpy only: the package `tokenizers` lies beside it in `site/`,
-the vocabulary in `tokenizer.json`, what else it must know in `entry.json`: `model` (whom to ask for logits), `labels`
-in the order of the logits, `inputs` (which of `input_ids`, `attention_mask`, `token_type_ids` that model takes),
-`max_length` in tokens, `pad_id` and `pad_type_id`. NVIDIA runs it in Python 3.10 or 3.12.
+the vocabulary in `tokenizer.json`, what else it must know in `entry.json`: `model` (which computes the logits),
+`labels` in the order of the logits, `inputs` (which of `input_ids`, `attention_mask`, `token_type_ids` that model
+takes), `max_length` in tokens, `pad_id` and `pad_type_id`. NVIDIA runs it in Python 3.10 or 3.12.
 """
 
 from __future__ import annotations
@@ -23,11 +23,13 @@ import triton_python_backend_utils as pb_utils
 from numpy.typing import NDArray
 
 _HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(_HERE / "site"))
+sys.path[:0] = [str(_HERE), str(_HERE / "site")]
 # Messages are short: a pool of threads costs more than it gives, and would take cores from onnxruntime.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+from logits_model import Failure, logits_model  # type: ignore[import-not-found, unused-ignore]  # noqa: E402
 from tokenizers import Tokenizer  # noqa: E402
+from words import WordTable  # type: ignore[import-not-found, unused-ignore]  # noqa: E402
 
 # Tokenizing 64 KiB takes 0.1 s, in which this instance answers nobody else.
 _MAX_TEXT_BYTES = 1 << 16
@@ -36,7 +38,7 @@ _CALL_TOKENS = 16
 
 
 class TextModel(abc.ABC):
-    """One instance: a tokenizer, and the name of the model that computes the logits.
+    """One instance: a tokenizer, and the model that computes the logits.
 
     A task's own model derives from it and says how logits become outputs.
     """
@@ -53,12 +55,12 @@ class TextModel(abc.ABC):
             "token_type_ids": ("type_ids", entry["pad_type_id"]),
         }
         self._columns: dict[str, tuple[str, int]] = {name: columns[name] for name in entry["inputs"]}
-        self._model: str = entry["model"]
-        self._version = int(args["model_version"])
-        self._memory = pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_CPU)
+        self._model = logits_model(args, entry["model"], entry["inputs"])
         self._tokenizer = Tokenizer.from_file(str(_HERE / "tokenizer.json"))
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(entry["max_length"])
+        spec = json.loads((_HERE / "tokenizer.json").read_text(encoding="utf-8"))
+        self._words = None if self.with_offsets else WordTable.of(self._tokenizer, spec, entry["max_length"])
 
     def asked(self, request: Any) -> Any:
         """What a request wants beside its texts; ValueError says what is wrong with it."""
@@ -97,8 +99,7 @@ class TextModel(abc.ABC):
             messages += texts
         if not asked:
             return responses
-        encode = self._tokenizer.encode_batch if self.with_offsets else self._tokenizer.encode_batch_fast
-        encodings = encode(messages)
+        encodings = self._encodings(messages)
         logits, failures = self._logits(encodings)
         found = self.outputs(messages, encodings, logits, [(rows, more) for _, rows, more in asked])
         for (position, rows, _), outputs in zip(asked, found, strict=True):
@@ -110,35 +111,50 @@ class TextModel(abc.ABC):
             responses[position] = pb_utils.InferenceResponse([pb_utils.Tensor(name, outputs[name]) for name in names])
         return responses
 
+    def _encodings(self, messages: list[str]) -> list[Any]:
+        """The tokens of each message: of words that were seen before, from a table; of the others, by the library."""
+        if self.with_offsets:
+            return list(self._tokenizer.encode_batch(messages))
+        if self._words is None:
+            return list(self._tokenizer.encode_batch_fast(messages))
+        known = [self._words.ids(message) for message in messages]
+        strange = [message for message, ids in zip(messages, known, strict=True) if ids is None]
+        others = iter(self._tokenizer.encode_batch_fast(strange) if strange else ())
+        return [next(others) if ids is None else _Tokens(ids) for ids in known]
+
     def _logits(self, encodings: list[Any]) -> tuple[list[NDArray[np.float32]], dict[int, Any]]:
         """The logits of each message, without padding, and the errors of those that have none."""
         lengths = list(map(len, encodings))
         logits = [np.zeros(len(self.labels), dtype=np.float32)] * len(encodings)
         failures: dict[int, Any] = {}
         for rows in groups_by_length(lengths, _CALL_TOKENS):
-            reply = pb_utils.InferenceRequest(
-                model_name=self._model,
-                model_version=self._version,
-                requested_output_names=["logits"],
-                inputs=self._tensors([encodings[row] for row in rows]),
-                preferred_memory=self._memory,
-            ).exec()
-            if reply.has_error():
-                failures.update(dict.fromkeys(rows, reply.error()))
+            try:
+                found = self._model.logits(self._feeds([encodings[row] for row in rows]))
+            except Failure as failure:
+                failures.update(dict.fromkeys(rows, failure.error))
                 continue
-            for row, values in zip(rows, reply.output_tensors()[0].as_numpy(), strict=True):
+            for row, values in zip(rows, found, strict=True):
                 logits[row] = values[: lengths[row]] if values.ndim == 2 else values
         return logits, failures
 
-    def _tensors(self, encodings: list[Any]) -> list[Any]:
-        """The inputs of the model, int64 [messages, longest], padded on the right."""
+    def _feeds(self, encodings: list[Any]) -> dict[str, NDArray[np.int64]]:
+        """The inputs of the model, [messages, longest], padded on the right."""
         longest = max(map(len, encodings))
-        tensors = []
+        feeds = {}
         for name, (column, padding) in self._columns.items():
             rows = [getattr(encoding, column) for encoding in encodings]
-            padded = [row + [padding] * (longest - len(row)) for row in rows]
-            tensors.append(pb_utils.Tensor(name, np.array(padded, dtype=np.int64)))
-        return tensors
+            feeds[name] = np.array([row + [padding] * (longest - len(row)) for row in rows], dtype=np.int64)
+        return feeds
+
+
+class _Tokens:
+    """One message's tokens as the library's encoding has them."""
+
+    def __init__(self, ids: list[int]) -> None:
+        self.ids, self.attention_mask, self.type_ids = ids, [1] * len(ids), [0] * len(ids)
+
+    def __len__(self) -> int:
+        return len(self.ids)
 
 
 def groups_by_length(lengths: Sequence[int], waste: int) -> list[list[int]]:

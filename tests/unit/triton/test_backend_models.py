@@ -18,6 +18,7 @@ import pytest
 from onnx import TensorProto, helper
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
+from deploykit.tasks import find_task
 from deploykit.triton import entries
 
 ENTRY = Path(entries.__file__).with_name("text_classification.py")
@@ -96,6 +97,16 @@ class Call:
         return [Tensor("logits", self.said)]
 
 
+class Logger:
+    """Triton's log."""
+
+    said: list[str]
+
+    @classmethod
+    def log_warn(cls, words: str) -> None:
+        cls.said.append(words)
+
+
 @pytest.fixture
 def load(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], Any]:
     """Loads a Python model's class as Triton does."""
@@ -106,6 +117,8 @@ def load(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], Any]:
     fake.TritonError = TritonError
     fake.PreferredMemory = lambda memory: memory
     fake.TRITONSERVER_MEMORY_CPU = "CPU"
+    Logger.said = []
+    fake.Logger = Logger
     monkeypatch.setitem(sys.modules, "triton_python_backend_utils", fake)
     monkeypatch.setattr(sys, "path", list(sys.path))
 
@@ -310,12 +323,13 @@ def entry(load: Callable[[Path], Any], tmp_path: Path, monkeypatch: pytest.Monke
     tokenizer.enable_truncation(5)
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     shutil.copy(ENTRY, tmp_path / "model.py")
-    shutil.copy(ENTRY.with_name("text_model.py"), tmp_path)
-    monkeypatch.delitem(sys.modules, "text_model", raising=False)
+    for source in find_task("text-classification").entry()[1:]:
+        shutil.copy(source, tmp_path)
+        monkeypatch.delitem(sys.modules, source.stem, raising=False)
     Call.made = []
     Call.answer = staticmethod(by_length)
 
-    def initialized(**changes: Any) -> Any:
+    def initialized(parameters: dict[str, str] | None = None, **changes: Any) -> Any:
         said = {
             "model": "intents_onnx",
             "labels": ["card", "größe", "other"],
@@ -327,7 +341,14 @@ def entry(load: Callable[[Path], Any], tmp_path: Path, monkeypatch: pytest.Monke
         }
         (tmp_path / "entry.json").write_text(json.dumps(said))
         model = load(tmp_path / "model.py").TritonPythonModel()
-        model.initialize({"model_version": "7"})
+        given = {"parameters": {key: {"string_value": value} for key, value in (parameters or {}).items()}}
+        model.initialize(
+            {
+                "model_version": "7",
+                "model_repository": str(tmp_path / "repository" / "intents"),
+                "model_config": json.dumps(given),
+            }
+        )
         return model
 
     return initialized
@@ -413,6 +434,17 @@ def test_token_types_are_sent_to_a_model_that_takes_them(entry: Callable[..., An
     assert Call.made[0].inputs["token_type_ids"].tolist() == [[0, 0, 4], [0, 0, 0]]
 
 
+def test_words_that_were_seen_and_others_are_cut_alike(entry: Callable[..., Any]) -> None:
+    """The table of words and the library, in one batch: each message has the tokens that the library gives it."""
+    model = entry()
+    messages = ["where is my card", "größe", "where where hello?", "hello\u00a0is", "", "is [SEP] my", "Where IS"]
+    for _ in range(2):
+        assert [each.ids for each in model._encodings(messages)] == [
+            model._tokenizer.encode(message).ids for message in messages
+        ]
+    assert model._words is not None
+
+
 @pytest.mark.parametrize("message", ["", "\0", "a\0b", "👩‍👩‍👧‍👦", "אין לי כרטיס", "\u202e", " " * 1000])
 def test_row_54_every_text_has_an_answer(entry: Callable[..., Any], message: str) -> None:
     (response,) = entry().execute([text(message)])
@@ -482,6 +514,57 @@ def test_groups_hold_every_message_once_and_waste_no_more_than_allowed(
         for group in groups:
             longest = max(lengths[number] for number in group)
             assert sum(longest - lengths[number] for number in group) <= 12
+
+
+HOLD = {"layout": "hold", "intra_op_thread_count": "1"}
+
+
+@pytest.fixture
+def held(entry: Callable[..., Any], tmp_path: Path) -> Callable[..., Any]:
+    """A text entry that holds its model: version 7 of the one that lies beside it."""
+    save_model(tmp_path / "repository" / "intents_onnx" / "7" / "model.onnx")
+    return lambda **changes: entry(HOLD, labels=["card", "other"], **changes)
+
+
+def test_a_held_model_answers_as_the_called_one(held: Callable[..., Any], entry: Callable[..., Any]) -> None:
+    messages = ["where [SEP]", "", "[SEP] [CLS] where"]  # the table has 4 rows: other words would fail
+    model = held()
+    found = [model.execute([text(each, outputs=["logits"])])[0].array("logits").tolist() for each in messages[1:2]]
+    together = model.execute([text(each, outputs=["logits"]) for each in ("", "")])
+    assert Call.made == []
+    assert [each.array("logits").tolist() for each in together] == [found[0], found[0]]
+    ids = [2, 3]
+    assert found[0] == [[sum(2 * token for token in ids), sum(2 * token + 1 for token in ids)]]
+
+
+def test_a_held_model_that_fails_says_so_to_that_request_only(held: Callable[..., Any]) -> None:
+    # Tokens above 3 are outside of the table; the long message goes in a call of its own.
+    failed, answered = held(max_length=64).execute([text("where " * 40), text("")])
+    assert failed.error.message.startswith("onnx runtime error")
+    assert answered.error is None
+
+
+def test_without_onnxruntime_a_model_is_called_and_the_log_says_so(
+    held: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    (response,) = entry_labels(held()).execute([text("hello", outputs=["logits"])])
+    assert len(Call.made) == 1
+    assert response.error is None
+    assert Logger.said == ["onnxruntime is not in the server's Python: intents_onnx is called instead of held"]
+
+
+def test_a_file_that_is_not_there_is_called(entry: Callable[..., Any]) -> None:
+    (response,) = entry(HOLD).execute([text("hello")])
+    assert response.error is None
+    assert len(Call.made) == 1
+    assert Logger.said == ["its file is not beside this model: intents_onnx is called instead of held"]
+
+
+def entry_labels(model: Any) -> Any:
+    """The stand-in that is called answers with three logits."""
+    model.labels.append("third")
+    return model
 
 
 # The tokenizer's library
