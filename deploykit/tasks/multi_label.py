@@ -17,6 +17,7 @@ from deploykit.data.labels import Label, SeveralClasses, classes_of
 from deploykit.errors import UsageError
 from deploykit.tasks.base import Answer, Outputs, Scores, ServedOutput
 from deploykit.tasks.checkpoint import check_known, load_checkpoint
+from deploykit.tasks.entry import entry_files
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -169,8 +170,7 @@ class MultiLabelClassification:
 
     def entry(self) -> tuple[Path, ...]:
         """The text model's source files."""
-        folder = Path(__file__).parents[1] / "triton" / "entries"
-        return folder / "multi_label_classification.py", folder / "text_model.py"
+        return entry_files("multi_label_classification")
 
     def served_answers(self, found: Outputs) -> list[Answer]:
         """The labels that the text model sent, a JSON list for each message.

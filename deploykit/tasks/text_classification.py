@@ -16,6 +16,7 @@ from deploykit.data.labels import Label, OneClass
 from deploykit.errors import UsageError
 from deploykit.tasks.base import Answer, Outputs, Scores, ServedOutput
 from deploykit.tasks.checkpoint import check_known, load_checkpoint
+from deploykit.tasks.entry import entry_files
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -130,9 +131,7 @@ class TextClassification:
 
     def entry(self) -> tuple[Path, ...]:
         """The text model's source files."""
-        folder = Path(__file__).parents[1] / "triton" / "entries"
-        ours = tuple(folder / f"{name}.py" for name in ("text_classification", "text_model", "logits_model"))
-        return *ours, Path(__file__).parents[1] / "runners" / "words.py"
+        return entry_files("text_classification")
 
     def served_answers(self, found: Outputs) -> list[Answer]:
         """The labels and scores that the text model sent, each [messages, k].

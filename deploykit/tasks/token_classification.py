@@ -18,6 +18,7 @@ from deploykit.data.labels import Label, MarkedSpans, Span, classes_of
 from deploykit.errors import UsageError
 from deploykit.tasks.base import Answer, Outputs, Scores, ServedOutput
 from deploykit.tasks.checkpoint import check_known, load_checkpoint
+from deploykit.tasks.entry import entry_files
 from deploykit.tasks.spans import Found, spans_of_labels, tag_parts, tagged
 
 if TYPE_CHECKING:
@@ -152,10 +153,7 @@ class TokenClassification:
 
     def entry(self) -> tuple[Path, ...]:
         """The text model's source files."""
-        folder = Path(__file__).parents[1] / "triton" / "entries"
-        ours = tuple(folder / f"{name}.py" for name in ("token_classification", "text_model", "logits_model"))
-        words = Path(__file__).parents[1] / "runners" / "words.py"
-        return *ours, words, Path(__file__).with_name("spans.py")
+        return entry_files("token_classification", Path(__file__).with_name("spans.py"))
 
     def served_answers(self, found: Outputs) -> list[Answer]:
         """The entities that the text model sent, a JSON list for each message.

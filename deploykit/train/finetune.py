@@ -145,8 +145,7 @@ def finetune(
             collate = with_teacher(collate, distillation.teacher)
             splits["train"] = [row | {"row": number} for number, row in enumerate(splits["train"])]
         objective = objective_from_settings(settings, task, splits["train"], len(data.label_names))
-        grouped = settings.layer_decay < 1 or settings.strategy == "gradual"
-        rates = layer_rates(network, settings) if grouped else None
+        rates = layer_rates(network, settings)
         trainer = trainer_class(steps_per_epoch, objective, distillation, adapter, rates)(
             model=network,
             args=_arguments(
@@ -188,9 +187,8 @@ def finetune(
         trainable, count = trained_shares(list(network.parameters()))
         network = network if adapter is None else adapter.merged()
         if trainer.is_world_process_zero():
-            out.mkdir(parents=True, exist_ok=True)
-            network.float().save_pretrained(out)
-            tokenizer.save_pretrained(out)
+            for each in (network.float(), tokenizer):
+                each.save_pretrained(out)
     return FinetuneResult(
         metrics=metrics,
         steps=trainer.state.global_step,

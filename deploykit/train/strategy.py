@@ -144,13 +144,15 @@ def adapt(network: Any, settings: Finetune, total_steps: int) -> Adapter:
     return Adapter(wrapped, adaptive, 0.5 if adaptive else 0.0)
 
 
-def layer_rates(network: Any, settings: Finetune) -> list[dict[str, Any]]:
+def layer_rates(network: Any, settings: Finetune) -> list[dict[str, Any]] | None:
     """The optimizer's groups: each layer learns `layer_decay` times as fast as the one above it.
 
     Returns:
         groups of `params`, `lr` and `weight_decay`: the head first, the embeddings last. With the strategy `gradual`
-        they hold what is frozen at first, too.
+        they hold what is frozen at first, too. None where all layers learn alike, which is the Trainer's own way.
     """
+    if settings.layer_decay == 1 and settings.strategy != "gradual":
+        return None
     from transformers.trainer_pt_utils import get_parameter_names
 
     depth = stack_depth(network)

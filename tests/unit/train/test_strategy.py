@@ -155,6 +155,7 @@ def test_each_layer_learns_slower_than_the_one_above(kind: str, tiny_checkpoint:
     settings = Finetune(layer_decay=0.5, learning_rate=1e-3, freeze_embeddings=False)
     freeze(network, settings)
     groups = layer_rates(network, settings)
+    assert groups is not None
     rates = {value: group["lr"] for group in groups for value in group["params"]}
     by_name = {name: rates[value] for name, value in network.named_parameters()}
     assert len(by_name) == len(list(network.named_parameters()))
