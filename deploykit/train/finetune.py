@@ -176,9 +176,11 @@ def finetune(
         # Recomputed activations would meet the usual dropout: a function mode is not open within backward().
         cheap = on_cpu() and not settings.gradient_checkpointing
         rounds_from = first_rounded_step(total, settings.epochs, rounded_epochs)
-        rounding: Any = contextlib.nullcontext()
-        if rounded_epochs:
-            rounding = int8_rounding(network, lambda: trainer.state.global_step >= rounds_from)
+        rounding: Any = (
+            int8_rounding(network, lambda: trainer.state.global_step >= rounds_from)
+            if rounded_epochs
+            else contextlib.nullcontext()
+        )
         with interrupts(watch), rounding, cheap_dropout() if cheap else contextlib.nullcontext():
             trainer.train(resume_from_checkpoint=str(start) if start else None)
         if watch.interrupted:
