@@ -26,7 +26,9 @@ from deploykit.runners.anatomy import Precision, anatomy_of
 from deploykit.tasks import Task, find_task
 
 _TIMED = 120
-_SCHEMES: Mapping[Precision, Literal["int8", "fp16", "none"]] = {"int8": "int8", "fp16": "fp16", "fp32": "none"}
+_SCHEMES: Mapping[Precision, Literal["int8", "int4_weights", "fp16", "none"]] = {
+    "int8": "int8", "int4": "int4_weights", "fp16": "fp16", "fp32": "none",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
