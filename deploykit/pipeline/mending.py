@@ -85,7 +85,8 @@ def mend_if_failed(
     """Prove a candidate; where it fails, make it again from its reference and prove that one.
 
     It is exported anew, fusions that change answers left out, and quantized to the precision that it had. An int8 model
-    is mended as `deploykit run` mends one: other fusions, the fewest products in float, the other scheme.
+    is mended as `deploykit run` mends one: smoothed scales, other fusions, the fewest products in float, the other
+    scheme.
 
     Args:
         reference: a checkpoint, or a float32 ONNX folder.

@@ -368,7 +368,8 @@ class Quantize(Section):
     )
     calibration_rows: Count = Field(default=512, description="Training rows that static int8 takes its ranges from.")
     mend: bool = Field(
-        default=True, description="Repair an int8 model that loses too much: other fusions, a few products in float."
+        default=True,
+        description="Repair an int8 model that loses too much: smoothing, other fusions, a few products in float.",
     )
     mend_trials: Count = Field(default=12, description="Repairs that are tried at most.")
 
