@@ -75,7 +75,8 @@ def command(recipe: Path, overrides: tuple[str, ...], with_data: bool, workspace
             )
         for name, looked in suspects.items():
             languages = ", ".join(f"{code} {share:.0%}" for code, share in list((looked.languages or {}).items())[:3])
-            click.echo(f"  {name:<11} largest class {looked.imbalance:.1f} times the smallest; languages: {languages}")
+            spoken = f"; languages: {languages}" if languages else ""
+            click.echo(f"  {name:<11} largest class {looked.imbalance:.1f} times the smallest{spoken}")
             for label in looked.labels[:_SUSPECTS]:
                 click.echo(f"    {label.at}: {label.text[:60]!r} is {label.label!r}, looks like {label.likelier!r}")
             for reason in looked.not_checked:

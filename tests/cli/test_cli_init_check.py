@@ -152,11 +152,14 @@ def test_check_with_data_describes_the_splits_and_warns(deploykit: Deploykit, re
     (recipe.parent / "test.csv").open("a").write(f"{leaked}\n")
     done = deploykit("check", str(recipe), "--data")
     assert done.code == 0
-    assert done.out.splitlines()[-3:] == [
-        "  train            12 rows  2 labels  4 to 4 words, median 4",
-        "  validation        4 rows  2 labels  4 to 4 words, median 4",
-        "  test             17 rows  2 labels  4 to 4 words, median 4",
+    lines = done.out.splitlines()
+    words = "2 labels  4 to 4 words, median 4, 95 % up to 4; 0 repeat an earlier text"
+    assert [line for line in lines if "rows" in line] == [
+        f"  train            12 rows  {words}",
+        f"  validation        4 rows  {words}",
+        f"  test             17 rows  {words}",
     ]
+    assert sum("times the smallest" in line for line in lines) == 2
     assert done.err.count("warning: ") >= 1
     assert "train" in done.err
     assert "warning" not in deploykit("check", str(recipe)).err

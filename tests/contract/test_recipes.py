@@ -69,7 +69,7 @@ def test_the_schema_takes_a_recipe(path: Path, validator: Draft202012Validator) 
         (None, "version", 2),
         ("finetune", "epoch", 3),
         ("finetune", "epochs", "three"),
-        ("finetune", "strategy", "lora"),
+        ("finetune", "strategy", "soft"),
         ("goal", "max_drop", 0),
         ("package", "max_batch_size", 0),
         ("serve", "engine", "nginx"),

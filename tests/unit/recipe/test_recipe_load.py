@@ -99,7 +99,7 @@ latency: {messages: null}
         (8, "data.train: the key is given twice", "first on line 5"),
         (10, "finetune.epochs: must be a number", "not 'four'"),
         (11, "finetune.lerning_rate: unknown key", "did you mean 'learning_rate'?"),
-        (12, "finetune.strategy: must be 'full' or 'head'", "did you mean 'full'?"),
+        (12, "finetune.strategy: must be 'full', 'head', 'last_layers'", "did you mean 'full'?"),
         (13, "finetune.batch_size: must be a whole number", "not 3.5"),
         (14, "finetune.freeze_embeddings: must be true or false", "not 'yes'"),
         (15, "finetune.warmup: must be greater than or equal to 0", "not -1"),
