@@ -1,0 +1,203 @@
+"""The sections of a recipe that say how the model is trained, made small, and stored in few bits."""
+
+from __future__ import annotations
+
+__all__ = ["Finetune", "Prune", "Quantize"]
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from deploykit.recipe.values import INT32_MAX, Count, CountOrAll, KeptLayers, Positive, Section, Text, not_bf16
+
+
+class Finetune(Section):
+    """How the pretrained model is trained on the data."""
+
+    epochs: Positive = Field(default=4.0, description="Passes over the training rows.")
+    learning_rate: float = Field(default=1e-4, gt=0, le=1, description="The highest learning rate.")
+    strategy: Literal[
+        "full",
+        "head",
+        "last_layers",
+        "gradual",
+        "bias",
+        "lora",
+        "dora",
+        "adalora",
+        "ia3",
+        "loha",
+        "lokr",
+        "oft",
+        "layer_norm",
+    ] = Field(
+        default="full",
+        description="What is trained: all layers; the head; the upper layers; the head first and a layer more at a "
+        "time; all biases; the normalizations; or an adapter of peft beside the head, which is merged in the end.",
+    )
+    trained_layers: Count = Field(default=2, description="How many upper layers strategy last_layers trains.")
+    layer_decay: float = Field(
+        default=1.0, gt=0, le=1, description="How fast each layer learns, as a share of the one above it."
+    )
+    adapter_rank: Count = Field(default=8, description="Rank of the matrices of an adapter (IA3 has none).")
+    adapter_alpha: Count = Field(default=16, description="Scale of an adapter; over its rank it multiplies.")
+    adapter_dropout: float = Field(default=0.0, ge=0, lt=1, description="Dropout in front of LoRA's matrices.")
+    batch_size: Count = Field(default=32, description="Rows in a batch, on each device.")
+    gradient_accumulation: Count = Field(default=1, description="Batches that make one step of the optimizer.")
+    max_length: int = Field(default=128, ge=4, le=INT32_MAX, description="Tokens that a message is truncated to.")
+    freeze_embeddings: bool = Field(default=True, description="Whether the token embeddings stay as they are.")
+    weight_decay: float = Field(default=0.01, ge=0, le=1, description="AdamW's weight decay.")
+    warmup: float = Field(default=0.1, ge=0, le=1, description="Fraction of the steps in which the rate rises.")
+    scheduler: Literal["linear", "cosine", "constant"] = Field(
+        default="linear", description="How the learning rate falls after the warm-up."
+    )
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1, description="Probability given to the other labels.")
+    class_weights: Literal["none", "balanced"] = Field(
+        default="none", description="What a mistake costs; balanced: rare classes count as much as frequent ones."
+    )
+    focal_gamma: float = Field(
+        default=0.0, ge=0, le=10, description="How little easy messages count (focal loss); 0: as much as hard ones."
+    )
+    r_drop: float = Field(
+        default=0.0, ge=0, le=100, description="Weight of the divergence of two passes under dropout (R-Drop)."
+    )
+    adversarial: float = Field(
+        default=0.0, ge=0, le=100, description="Length of the step on embeddings that harms most (FGM); 0: none."
+    )
+    augment: tuple[Literal["typos", "word_dropout", "synonyms"], ...] = Field(
+        default=(), strict=False,
+        description="How copies of the training messages are altered: misspelt words, words left out, pieces replaced "
+        "by their neighbours in the embedding.",
+    )  # fmt: skip
+    augment_copies: Count = Field(default=1, description="Altered copies of each training message, with augment.")
+    teacher: Text | None = Field(
+        default=None,
+        description="A larger model, fine-tuned on the same labels, to learn from too: a folder; absent: none. It has "
+        "the same tokenizer.",
+    )
+    teacher_weight: float = Field(
+        default=0.5, gt=0, le=1, description="Of the teacher's answers; labels have the rest."
+    )
+    teacher_temperature: Positive = Field(default=2.0, description="What softens the teacher's answers.")
+    early_stopping: Count | None = Field(
+        default=None, description="Epochs without a better validation metric before training stops; absent: never."
+    )
+    dropout: float | None = Field(
+        default=None, ge=0, lt=1, description="Dropout in the encoder and the head; absent: the model's own."
+    )
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        default="auto", description="Number format in training; auto: bf16 on a GPU that has it, else fp32."
+    )
+    optimizer: Literal["adamw", "adamw_8bit"] = Field(
+        default="adamw", description="The optimizer; adamw_8bit needs a GPU and bitsandbytes."
+    )
+    attention: Literal["sdpa", "eager"] = Field(default="sdpa", description="How attention is computed in training.")
+    gradient_checkpointing: bool = Field(
+        default=False, description="Whether activations are computed again to save memory."
+    )
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        if self.teacher is not None:
+            strange = [name for name in ("class_weights", "focal_gamma", "r_drop", "adversarial", "label_smoothing")
+                       if getattr(self, name) != type(self).model_fields[name].default]  # fmt: skip
+            if strange:
+                raise ValueError(f"a teacher's answers leave no room for {', '.join(strange)}: leave out one of both")
+        if self.gradient_checkpointing and self.adversarial:
+            raise ValueError("adversarial needs the embeddings' slope, which gradient_checkpointing drops: use one")
+        return self
+
+
+class Prune(Section):
+    """How the model is pruned where the goal has a limit on speed or size, and how it recovers."""
+
+    strategy: Literal["auto", "none"] = Field(
+        default="auto",
+        description="auto: layers, heads and FFN columns go until the goal is reached; none: all stay.",
+    )
+    keep: KeptLayers = Field(
+        default=(),
+        description="What stays of each layer that stays, LAYER/HEADS/COLUMNS; none: searched for under the goal.",
+        examples=[["0/12/768", "5/12/1152"]],
+    )
+    vocabulary: CountOrAll = Field(
+        default=4000,
+        description="Pieces of the vocabulary that stay beside those of the data, the commonest first; all: every one.",
+    )
+    calibration_rows: Count = Field(default=256, description="Training rows that what goes is chosen on.")
+    tries: Count = Field(default=60, description="Choices of what stays that are compared.")
+    epochs: float = Field(
+        default=16.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="Passes over as many rows as there are to train on, to recover in; 0: fitted, not retrained.",
+    )
+    copies: int = Field(
+        default=4,
+        ge=0,
+        le=1000,
+        description="Altered copies of each message that the unpruned model answers, to learn from.",
+    )
+    seeds: Count = Field(
+        default=1, description="Recoveries, each with the rows in another order; the best on validation stays."
+    )
+    qat_epochs: float = Field(
+        default=0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description=(
+            "The last of these epochs, that train with weights and activations rounded as static int8 rounds them;"
+            " 0: none."
+        ),
+    )
+    learning_rate: Positive = Field(default=4e-4, description="The highest learning rate of the recovery.")
+    temperature: Positive = Field(default=2.0, description="That softens the unpruned model's logits, to learn from.")
+    soft_weight: float = Field(
+        default=0.9, ge=0, le=1, description="Weight of the unpruned model's answers; the labels have the rest."
+    )
+    hidden_weight: float = Field(
+        default=5.0, ge=0, description="Weight of the unpruned model's last hidden states; 0 leaves them out."
+    )
+
+    @model_validator(mode="after")
+    def _rounds_while_it_recovers(self) -> Self:
+        if self.qat_epochs > self.epochs:
+            raise ValueError(f"qat_epochs ({self.qat_epochs:g}) must not be above epochs ({self.epochs:g})")
+        return self
+
+
+class Quantize(Section):
+    """How weights and activations are stored and computed."""
+
+    scheme: Annotated[
+        Literal["int8", "int8_dynamic", "int8_static", "int8_weights", "int4_weights", "fp16", "none"],
+        BeforeValidator(not_bf16),
+    ] = Field(
+        default="int8",
+        description=(
+            "The number format; int8: whichever of dynamic and static is faster here and stays accurate;"
+            " int8_weights, int4_weights: small files, activations in float."
+        ),
+    )
+    fusions: Literal["auto", "all", "none"] = Field(
+        default="auto", description="Which graph fusions are applied; auto: those that are faster here."
+    )
+    smooth: Literal["auto", "always", "never"] = Field(
+        default="auto",
+        description=(
+            "Whether static int8 moves what is hard to round from activations into weights first (SmoothQuant);"
+            " auto: where it loses too much without, as the first repair."
+        ),
+    )
+    calibration_rows: Count = Field(default=512, description="Training rows that static int8 takes its ranges from.")
+    mend: bool = Field(
+        default=True,
+        description="Repair an int8 model that loses too much: smoothing, other fusions, a few products in float.",
+    )
+    mend_trials: Count = Field(default=12, description="Repairs that are tried at most.")
+
+    @model_validator(mode="after")
+    def _smooths_static_scales(self) -> Self:
+        if self.smooth == "always" and self.scheme not in ("int8", "int8_static"):
+            raise ValueError(f"smooth: always needs static scales (int8 or int8_static), which {self.scheme} has not")
+        return self
