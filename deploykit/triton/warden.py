@@ -18,12 +18,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-__all__ = ["SHARED_MEMORY", "main", "remove_regions"]
+__all__ = ["ENVIRONMENTS", "SHARED_MEMORY", "main", "remove_environments", "remove_regions"]
 
 SHARED_MEMORY = Path("/dev/shm")
+ENVIRONMENTS = Path("/tmp")
+"""Where Triton's Python backend makes a folder for packed environments, whatever TMPDIR says."""
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _CHECK_S = 0.5
+_LOADING_S = 30.0
 _ANSWERED_ALL = b"All models are stopped, unloading models"
 _AWAITED = {signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD}
 
@@ -32,6 +35,21 @@ def remove_regions(prefix: str) -> None:
     """Removes the shared-memory regions whose names begin with `prefix`: a killed stub leaves its own behind."""
     for region in SHARED_MEMORY.glob(f"{prefix}*"):
         region.unlink(missing_ok=True)
+
+
+def remove_environments(started: float) -> None:
+    """Removes the empty folder for packed environments of a server started then: a killed server leaves it behind.
+
+    Its name says nothing of whose it is, its time does; our packages bring no such environment, so it stays empty.
+
+    Args:
+        started: seconds since the epoch.
+    """
+    for folder in ENVIRONMENTS.glob("python_env_*"):
+        with contextlib.suppress(OSError):  # it is gone, or is not empty
+            found = folder.lstat()
+            if found.st_uid == os.getuid() and started <= found.st_mtime <= started + _LOADING_S:
+                folder.rmdir()
 
 
 def _become_server() -> None:
@@ -90,6 +108,7 @@ def main(argument: str) -> int:
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, _AWAITED)
+    started = time.time()
     server = _start(spec)
     try:
         dead: set[str] = set()
@@ -109,6 +128,7 @@ def main(argument: str) -> int:
     finally:
         _stop(server, Path(spec["log"]), spec["grace_s"])
         remove_regions(spec["shm_prefix"])
+        remove_environments(started)
         shutil.rmtree(spec["scratch"], ignore_errors=True)
         if not spec["keep_log"] and os.getppid() != spec["parent"]:
             Path(spec["log"]).unlink(missing_ok=True)  # nobody is left to read it

@@ -188,3 +188,20 @@ def test_threads_and_processes_that_end_meanwhile_disturb_nothing() -> None:
         stop.set()
         busy.join()
     assert warden._dead_stubs(2**22 + 1) == set()
+
+
+def test_only_the_servers_own_empty_environment_folder_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(warden, "ENVIRONMENTS", tmp_path)
+    started = 1_000_000.0
+    for name, made in {"own": 1.0, "before": -1.0, "after": 31.0, "used": 1.0}.items():
+        folder = tmp_path / f"python_env_{name}"
+        folder.mkdir()
+        if name == "used":
+            (folder / "0").mkdir()
+        os.utime(folder, (started + made, started + made))
+    other = tmp_path / "python_other"
+    other.mkdir()
+    os.utime(other, (started + 1, started + 1))
+    warden.remove_environments(started)
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"python_env_before", "python_env_after", "python_env_used", "python_other"}
