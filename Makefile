@@ -3,6 +3,8 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.13; do \
   $$p -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 EXTRAS ?= dev
+# At most so many test processes, one a core.
+WORKERS ?= 4
 
 .PHONY: setup demo test lint bench docs gpu-check clean
 
@@ -23,7 +25,7 @@ demo: setup
 	  "what is the capital of Peru?"
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n logical --maxprocesses $(WORKERS) --dist loadfile
 
 lint: setup
 	$(BIN)/ruff check .
