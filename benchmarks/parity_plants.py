@@ -179,7 +179,7 @@ def _plain(bench: Workbench) -> Graph:
 
 def _products(graph: Graph, layer: int) -> list[onnx.NodeProto]:
     """A layer's attention output, FFN up and FFN down products in a fused graph."""
-    found = graph.of("MatMul") or graph.of("MatMulInteger")
+    found = graph.of("MatMul") or graph.of("MatMulInteger", "MatMulIntegerToFloat")
     return found[3 * layer : 3 * layer + 3]
 
 

@@ -41,6 +41,7 @@ from deploykit.compress.noise import (
     watched,
     weight_of,
 )
+from deploykit.compress.products import join_products
 from deploykit.compress.smooth import smooth
 from deploykit.compress.weights import quantize_weights
 from deploykit.errors import QuantizeError
@@ -52,7 +53,10 @@ from deploykit.runners.tokenize import Encoder
 from deploykit.runners.untrusted import check_onnx
 
 _COMPANIONS = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
-_PRODUCTS = ("QAttention", "MatMulInteger", "QGemm", "QLinearMatMul", "DynamicQuantizeMatMul", "MatMulNBits")
+_PRODUCTS = (
+    "QAttention", "MatMulInteger", "MatMulIntegerToFloat", "QGemm", "QLinearMatMul", "DynamicQuantizeMatMul",
+    "MatMulNBits",
+)  # fmt: skip
 """Operators that multiply by integer weights."""
 _INTEGERS = (onnx.TensorProto.INT8, onnx.TensorProto.UINT8, onnx.TensorProto.INT4, onnx.TensorProto.UINT4)
 
@@ -160,7 +164,7 @@ def quantize(
             "export it with `deploykit export`, whose graphs the quantizer knows",
         )
     if variant.scheme == "int8_static":
-        quantized = _with_static_scales(model, quantized, batches, out)
+        quantized = join_products(_with_static_scales(model, quantized, batches, out))
     quantized.producer_name = "deploykit"
     onnx.save(quantized, out / "model.onnx")
     return dataclasses.replace(_count(quantized, variant), smoothed=smoothed)

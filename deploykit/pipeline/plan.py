@@ -24,7 +24,7 @@ from deploykit.recipe.load import DATA_FILES
 from deploykit.runners.checkpoint import resolve_model
 
 _VERSION: Final[Mapping[Stage, int]] = {
-    "data": 1, "finetune": 1, "prune": 1, "export": 2, "quantize": 3, "package": 3, "parity": 2, "latency": 1,
+    "data": 1, "finetune": 1, "prune": 1, "export": 2, "quantize": 4, "package": 3, "parity": 2, "latency": 1,
     "publish": 1,
 }  # fmt: skip
 """Of each stage's code: raised when it makes something else of the same input, so that older artefacts are not used."""

@@ -48,9 +48,9 @@ def logits(folder: Path, texts: list[str], size: int = 1) -> Any:
         (Variant("int8_dynamic", "fused"), {"QAttention": 2, "MatMulInteger": 8}),
         (Variant("int8_dynamic", "split"), {"QAttention": 2, "MatMulInteger": 8}),
         (Variant("int8_dynamic", "plain"), {"MatMulInteger": 14}),
-        (Variant("int8_static", "fused"), {"QAttention": 2, "MatMulInteger": 8}),
-        (Variant("int8_static", "split"), {"QAttention": 2, "MatMulInteger": 8}),
-        (Variant("int8_static", "plain"), {"MatMulInteger": 14}),
+        (Variant("int8_static", "fused"), {"QAttention": 2, "MatMulIntegerToFloat": 8}),
+        (Variant("int8_static", "split"), {"QAttention": 2, "MatMulIntegerToFloat": 8}),
+        (Variant("int8_static", "plain"), {"MatMulIntegerToFloat": 14}),
     ],
     ids=lambda value: value.name if isinstance(value, Variant) else "",
 )

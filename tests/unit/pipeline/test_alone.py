@@ -175,7 +175,7 @@ def test_the_fastest_way_to_quantize_wins(quantize: Any, timed: dict[str, float]
     timed["int8_static-split"] = 1.0
     outcome, info = quantize()
     assert info["variant"] == "int8_static-split"
-    assert outcome.startswith("int8_static-split: 2 QAttention, 8 MatMulInteger, 0 products in float")
+    assert outcome.startswith("int8_static-split: 2 QAttention, 8 MatMulIntegerToFloat, 0 products in float")
     assert len(info["candidates"]) == 5
     assert info["candidates"]["int8_static-split"]["p50_ms"] == 1.0
     assert info["candidates"]["int8_dynamic-plain"]["products"] == {"MatMulInteger": 14}
