@@ -46,7 +46,7 @@ def test_the_recipe_runs_and_what_is_served_says_what_the_file_says_in_process(
         RECIPE,
         [
             f"model={tiny_checkpoint('bert', initializer_range=0.05)}", f"data.train={train}", f"data.test={test}",
-            "data.text=message", "data.label=[topic, marked]", "finetune.epochs=8", "finetune.learning_rate=0.005",
+            "data.text=message", "data.label=[topic, marked]", "finetune.epochs=6", "finetune.learning_rate=0.005",
             "finetune.freeze_embeddings=false", "finetune.max_length=64", "goal.max_drop=0.06",
             "quantize.scheme=int8_static", "quantize.fusions=all", "latency.messages=20", "latency.blocks=2",
         ],
@@ -63,7 +63,7 @@ def test_the_recipe_runs_and_what_is_served_says_what_the_file_says_in_process(
     (entities,) = report["further"]
     assert report["reference"] > 0.9
     assert entities["metric"] == "entity F1"
-    assert entities["interval"][0] < entities["candidate"] <= entities["interval"][1] <= 1
+    assert entities["interval"][0] <= entities["candidate"] <= entities["interval"][1] <= 1
     assert result.verdict == "pass", result.statement
     assert "entity F1" in Path(result.report).read_text(encoding="utf-8")
 
