@@ -237,6 +237,24 @@ def tagger(tiny_checkpoint: Callable[..., Path], entity_data: Any, tmp_path_fact
     return folder / "model"
 
 
+@pytest.fixture(scope="session")
+def joint_data(entity_data: Any) -> Any:
+    """The same messages with their topic, and in them the words of topics marked."""
+    from dataclasses import replace
+
+    from deploykit.data.dataset import LabelledData
+    from deploykit.data.labels import INTENT, ClassAndSpans, MarkedMessage
+
+    def joined(table: Any, seed: int) -> Any:
+        plain = toy_table(len(table), seed)
+        assert plain.texts == table.texts
+        return replace(table, labels=tuple(map(MarkedMessage, plain.labels, table.labels)))
+
+    names = ClassAndSpans(("topic", "marked")).outputs([*TOPICS, *(INTENT + topic for topic in TOPICS)])
+    tables = (entity_data.train, entity_data.validation, entity_data.test)
+    return LabelledData(*(joined(table, seed) for seed, table in enumerate(tables, start=1)), names)
+
+
 @dataclass(frozen=True)
 class Exported:
     """An exported checkpoint, with all that the export said; `program` is what PyTorch's exporter returned."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from deploykit.compress.obs import Level, prune_levels
 from deploykit.compress.search import LayerChoice
 from deploykit.events import Listener, Progress, ignore
+from deploykit.tasks import Task
 from deploykit.tasks.pruned import LayerPlan, PruningPlan, cut, encoder_layers, head_size, heads_fixed
 
 if TYPE_CHECKING:
@@ -89,21 +90,29 @@ def pruned_copy(model: PreTrainedModel, found: Candidates, choice: Sequence[Laye
 
 
 def divergence(
-    model: PreTrainedModel, batches: Sequence[Mapping[str, Any]], expected: Sequence[torch.Tensor], output: str
+    model: PreTrainedModel, batches: Sequence[Mapping[str, Any]], expected: Sequence[torch.Tensor], task: Task
 ) -> float:
-    """Mean Kullback-Leibler divergence of a model's answers from the expected logits, nats a message (or token)."""
+    """Mean Kullback-Leibler divergence of a model's answers from the expected logits, nats a message (or token).
+
+    Over parts of the logits that are decided on apart it is summed.
+    """
     import torch
 
-    total, count = 0.0, 0
+    names = model.config.id2label
+    sections = task.sections([names[number] for number in range(len(names))])
+    totals, counts = ([0.0] * max(len(sections), 1) for _ in range(2))
     with torch.inference_mode():
         for batch, logits in zip(batches, expected, strict=True):
-            found, wanted = model.eval()(**batch)[output].log_softmax(-1), logits.log_softmax(-1)
-            if found.ndim == 3:
-                real = batch["attention_mask"].bool()
-                found, wanted = found[real], wanted[real]
-            total += float(torch.nn.functional.kl_div(found, wanted, reduction="sum", log_target=True))
-            count += len(wanted)
-    return total / count
+            found = model.eval()(**batch)[task.output]
+            pairs = [(each.columns(found), each.columns(logits)) for each in sections] or [(found, logits)]
+            for number, pair in enumerate(pairs):
+                ours, wanted = (each.log_softmax(-1) for each in pair)
+                if ours.ndim == 3:
+                    real = batch["attention_mask"].bool()
+                    ours, wanted = ours[real], wanted[real]
+                totals[number] += float(torch.nn.functional.kl_div(ours, wanted, reduction="sum", log_target=True))
+                counts[number] += len(wanted)
+    return sum(total / count for total, count in zip(totals, counts, strict=True))
 
 
 def _hessians(

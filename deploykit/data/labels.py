@@ -1,10 +1,10 @@
-"""What a row's label can be - one class, several, or spans marked in the text - and how it is read from columns."""
+"""What a row's label can be - a class, several, spans in the text, or a class and spans - and how it is read."""
 
 from __future__ import annotations
 
 __all__ = [
-    "Label", "LabelForm", "MarkedSpans", "OneClass", "SeveralClasses", "Span", "checked_text", "classes_of",
-    "label_from_json", "shown_label",
+    "INTENT", "ClassAndSpans", "Label", "LabelForm", "MarkedMessage", "MarkedSpans", "OneClass", "SeveralClasses",
+    "Span", "checked_text", "classes_of", "label_from_json", "shown_label",
 ]  # fmt: skip
 
 import json
@@ -28,8 +28,19 @@ class Span(NamedTuple):
     label: str
 
 
-Label: TypeAlias = str | tuple[Span, ...] | tuple[str, ...]
-"""One class; the spans of a text in their order; or all its classes, sorted, none where it is out of scope."""
+class MarkedMessage(NamedTuple):
+    """The class of a text, and its spans in their order."""
+
+    intent: str
+    spans: tuple[Span, ...]
+
+
+Label: TypeAlias = str | tuple[Span, ...] | tuple[str, ...] | MarkedMessage
+"""One class; the spans of a text in their order; all its classes, sorted, none where it is out of scope; or one class
+and the spans."""
+
+INTENT = "intent:"
+"""What the name of a message's class begins with where those of its spans stand beside it."""
 
 OUT_OF_SCOPE = ("out_of_scope", "oos")
 """What a class is called that stands for none of the others."""
@@ -143,10 +154,53 @@ class MarkedSpans:
         return ("O", *(f"{place}-{name}" for name in sorted(classes) for place in "BI"))
 
 
+@dataclass(frozen=True)
+class ClassAndSpans:
+    """A column with the class of each row, and behind it those of its spans.
+
+    Attributes:
+        columns: that of the class; then those of `MarkedSpans`.
+    """
+
+    columns: tuple[str, ...]
+
+    def read(self, text: str, values: Sequence[object], where: str) -> MarkedMessage:
+        """The class and the spans.
+
+        Raises:
+            DataError: the class is blank, or the spans can't be used.
+        """
+        intent = _class(values[0], where, self.columns[0])
+        if not intent.strip():
+            raise DataError(f"{where}: blank label in {self.columns[0]!r}", "fill or remove what is blank")
+        spans = MarkedSpans(self.columns[1:]).read(text, values[1:], where)
+        for span in spans:
+            if span.label.startswith(INTENT):
+                raise DataError(f"{where}: a span is called {span.label!r}, as only messages are", "rename it")
+        return MarkedMessage(intent, spans)
+
+    def outputs(self, classes: Sequence[str]) -> tuple[str, ...]:
+        """The tags of the spans' classes as `MarkedSpans` has them, then the messages' classes with `intent:` before.
+
+        Raises:
+            DataError: all messages have the same class.
+        """
+        intents = sorted(each for each in classes if each.startswith(INTENT))
+        if len(intents) < 2:
+            raise DataError(
+                f"all rows have the label {intents[0].removeprefix(INTENT)!r}",
+                "a classifier needs rows of two classes or more",
+            )
+        spans = [each for each in classes if not each.startswith(INTENT)]
+        return *MarkedSpans(self.columns[1:]).outputs(spans), *intents
+
+
 def classes_of(label: Label) -> tuple[str, ...]:
-    """What a label is counted under: its class, each of its classes, or that of each span."""
+    """What a label is counted under: its class, each of its classes, that of each span; or of both, `INTENT` before."""
     if isinstance(label, str):
         return (label,)
+    if isinstance(label, MarkedMessage):
+        return (INTENT + label.intent, *(span.label for span in label.spans))
     return tuple(each if isinstance(each, str) else each.label for each in label)
 
 
@@ -154,6 +208,8 @@ def shown_label(label: Label) -> str:
     """A label in a message."""
     if isinstance(label, str):
         return repr(label)
+    if isinstance(label, MarkedMessage):
+        return ", ".join([repr(label.intent), *([shown_label(label.spans)] if label.spans else [])])
     parts = (repr(each) if isinstance(each, str) else f"{each.label} {each.start}-{each.end}" for each in label)
     return ", ".join(parts) or "{}"
 
@@ -162,6 +218,8 @@ def label_from_json(value: Any) -> Label:
     """A label as it was before it was written as JSON."""
     if isinstance(value, str):
         return value
+    if len(value) == 2 and isinstance(value[0], str) and isinstance(value[1], list):
+        return MarkedMessage(value[0], tuple(Span(*each) for each in value[1]))
     if value and isinstance(value[0], str):
         return tuple(map(str, value))
     return tuple(Span(*each) for each in value)

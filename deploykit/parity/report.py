@@ -17,6 +17,7 @@ from deploykit.parity.calibration import Calibration, compare_calibration, judge
 from deploykit.parity.classification import class_codes, macro_f1
 from deploykit.parity.fidelity import Fidelity, TensorFigures, compare_outputs
 from deploykit.parity.flips import ByClass, ClassChange, Flips, count_flips, judge_flips
+from deploykit.parity.further import FurtherMetric, further_metrics
 from deploykit.parity.intervals import bootstrap_drop_upper
 from deploykit.parity.localize import Localization
 from deploykit.parity.noninferiority import discordant_counts, judge_score_drop, score_drop_bounds, score_interval
@@ -99,6 +100,9 @@ class ParityReport(_Model):
     drop: float | None
     drop_upper: float | None = Field(description="one-sided upper bound of the drop")
     bound: Literal["score", "bootstrap"] = Field(default="score", description="how that was found")
+    further: tuple[FurtherMetric, ...] = Field(
+        default=(), description="metrics that have to hold as well: each is a claim of its own"
+    )
     confidence: float
     discordant: int | None = Field(description="b + c")
     b: int | None = Field(description="wholly right to not")
@@ -124,6 +128,11 @@ class ParityReport(_Model):
         return self
 
     @property
+    def metrics(self) -> tuple[str, ...]:
+        """All metrics that are judged, the first one first."""
+        return self.metric, *(each.metric for each in self.further)
+
+    @property
     def suspect(self) -> Part | None:
         """What between text and answer is at fault; None where no check failed.
 
@@ -142,12 +151,13 @@ class ParityReport(_Model):
         passed = {check.check: check for check in self.checks if check.outcome == "pass"}
         sure = f"With {100 * self.confidence:g} % confidence"
         said = []
-        drop = passed.get(f"{self.metric} drop")
-        if drop is not None and self.drop_upper is not None:
-            said.append(
-                f"{sure} the {self.metric} fell by less than {100 * max(self.drop_upper, 0):.2f} points "
-                f"(seen: {100 * (self.drop or 0):.2f}), on {self.n:,} messages."
-            )
+        for metric in self.metrics:
+            drop = passed.get(f"{metric} drop")
+            if drop is not None and drop.bound is not None:
+                said.append(
+                    f"{sure} the {metric} fell by less than {100 * max(drop.bound, 0):.2f} points "
+                    f"(seen: {100 * (drop.figure or 0):.2f}), on {self.n:,} messages."
+                )
         if "changed answers" in passed:
             said.append(f"{sure} at most {100 * self.flips_upper:.2f} % of answers changed ({self.flips:,} did).")
         alone = passed.get(ALONE)
@@ -257,6 +267,7 @@ def build_report(
         drop=None if scores is None else scores[0].value - scores[1].value,
         drop_upper=None if scores is None else score_drop_bounds(scores[0], scores[1], confidence)[1],
         bound="score" if scores is None or all(each.is_share for each in scores) else "bootstrap",
+        further=() if scores is None else further_metrics(*scores, confidence),
         confidence=confidence,
         discordant=None if b is None or c is None else b + c,
         b=b,
@@ -339,8 +350,10 @@ def _judge(
 ) -> list[Verdict]:
     judged = []
     if correct is not None and margin is not None:
-        ours, theirs = _scored(reference, correct[0]), _scored(candidate, correct[1])
-        judged.append(judge_score_drop(ours, theirs, margin, confidence, metric=metric))
+        ours, theirs = (
+            _scored(side, right).by_metric(metric) for side, right in zip((reference, candidate), correct, strict=True)
+        )
+        judged += [judge_score_drop(ours[name], theirs[name], margin, confidence, metric=name) for name in ours]
     if max_flips is not None:
         judged.append(judge_flips(reference.answers, candidate.answers, max_flips, confidence))
     return judged

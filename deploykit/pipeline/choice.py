@@ -49,7 +49,7 @@ class Candidate:
     """One quantized form, compared with float32 on the validation split.
 
     Attributes:
-        drop: of the metric.
+        drop: of the metric; where several judge the task, of that which fell furthest.
         drop_lower: what the drop is shown to exceed (one-sided 95 %).
         flips: changed answers, right or not.
         batched_flips: answers that change when the messages come in padded batches and not singly.
@@ -321,14 +321,15 @@ def _compared(
     right: Sequence[Answer],
     task: Task,
 ) -> Candidate:
-    before, after = task.scores(reference, right), task.scores(answers, right)
+    before, after = (task.scores(each, right).by_metric(task.metric) for each in (reference, answers))
+    pairs = [(before[name], after[name]) for name in before]
     return Candidate(
-        drop=before.value - after.value,
-        drop_lower=score_drop_bounds(before, after)[0],
+        drop=max(ours.value - theirs.value for ours, theirs in pairs),
+        drop_lower=max(score_drop_bounds(*pair)[0] for pair in pairs),
         flips=sum(ours != theirs for ours, theirs in zip(reference, answers, strict=True)),
         batched_flips=sum(ours != theirs for ours, theirs in zip(batched, answers, strict=True)),
         n=len(right),
-        drop_likely=score_drop_bounds(before, after, 0.75)[0],
+        drop_likely=max(score_drop_bounds(*pair, 0.75)[0] for pair in pairs),
     )
 
 

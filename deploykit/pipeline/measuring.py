@@ -88,11 +88,7 @@ class ModelOutputs:
         """How good the answers are; a message without one earns nothing."""
         answers = [right[index] if index in self.failures else answer for index, answer in enumerate(self.answers)]
         scores = task.scores(answers, right)
-        if not self.failures:
-            return scores
-        earned, possible = scores.earned.copy(), np.maximum(scores.possible, 1.0)
-        earned[list(self.failures)] = 0.0
-        return Scores(earned, np.where(np.isin(np.arange(len(earned)), list(self.failures)), possible, scores.possible))
+        return scores.without(list(self.failures)) if self.failures else scores
 
 
 def by_class(task: Task, reference: ModelOutputs, candidate: ModelOutputs, right: Sequence[Answer]) -> ByClass | None:

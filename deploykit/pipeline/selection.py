@@ -154,7 +154,7 @@ def tried(bench: Bench, cuts: CutModels, recovery: Recovery, choice: Sequence[La
         kept = {"loss": result.metrics["loss"], "metric": result.metrics[bench.task.metric]}
     elif kept is None:
         small = bench.task.load_model(folder)
-        kept = {"loss": divergence(small, *cuts.expected(bench.task.output), bench.task.output), "metric": None}
+        kept = {"loss": divergence(small, *cuts.expected(bench.task.output), bench.task), "metric": None}
     write_atomic(folder / "trial.json", json.dumps(kept).encode())
     return kept
 
@@ -284,7 +284,7 @@ class Selection:
                 return None
             if choice not in seen:
                 small, _ = pruned_copy(self._cuts.model, self._cuts.levels, choice)
-                seen[choice] = divergence(small, few, expected, self._bench.task.output)
+                seen[choice] = divergence(small, few, expected, self._bench.task)
             if best is None or seen[choice] < best[1]:
                 best, weights = (list(choice), seen[choice]), tried
             self._bench.listener(Progress("prune", number + 1, tries, "choice", {"divergence": best[1]}))

@@ -63,7 +63,8 @@ class Data(Section):
         default="label",
         description=(
             "The column that holds the label. For entities: one column with a JSON list of {start, end, label},"
-            " or with a BIO tag for each word; or three columns, of one span's label, start and end."
+            " or with a BIO tag for each word; or three columns, of one span's label, start and end. For intents and"
+            " entities jointly: the intent's column, then those."
         ),
     )
     strict: bool = Field(default=False, description="Whether a text that is in training and test is an error.")

@@ -80,7 +80,9 @@ class Finetune(Section):
     )
     teacher_temperature: Positive = Field(default=2.0, description="What softens the teacher's answers.")
     early_stopping: Count | None = Field(
-        default=None, description="Epochs without a better validation metric before training stops; absent: never."
+        default=None,
+        description="Epochs without a better validation metric (or loss, where a task has two metrics) before training"
+        " stops; absent: never.",
     )
     dropout: float | None = Field(
         default=None, ge=0, lt=1, description="Dropout in the encoder and the head; absent: the model's own."

@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ["check_cells", "next_step", "template", "write_report"]
 
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -133,7 +134,7 @@ def _page(result: RunResult, parity: ParityReport) -> str:
         chart_width=_CHART,
         interval=_interval(parity, margin),
         margin=margin,
-        checks=[check_cells(check, parity.metric) for check in parity.checks],
+        checks=[check_cells(check, parity.metrics) for check in parity.checks],
         classes=[change for change in parity.classes if change.flips][:_CLASSES],
         unchanged=sum(not change.flips for change in parity.classes),
         changed=[(sample, sample.text[:_TEXT], max(0, len(sample.text) - _TEXT)) for sample in parity.changed],
@@ -184,10 +185,9 @@ def _goal_headline(result: RunResult, parity: ParityReport, ending: str) -> _Hea
         return _Headline("inconclusive", "Inconclusive", f"Parity passed, the goal is undecided: {notes}.{ending}")
     judged = f"All {len(parity.checks)} checks passed on {parity.n:,} messages."
     if parity.drop_upper is not None:
-        judged = (
-            f"With {100 * parity.confidence:g} % confidence the {parity.metric} fell by less than "
-            f"{in_points(max(parity.drop_upper, 0.0))} points. {judged}"
-        )
+        drops = [(parity.metric, parity.drop_upper), *((each.metric, each.drop_upper) for each in parity.further)]
+        fell = [f"the {name} fell by less than {in_points(max(upper, 0.0))} points" for name, upper in drops]
+        judged = f"With {100 * parity.confidence:g} % confidence {' and '.join(fell)}. {judged}"
     return _Headline("pass", "Passed", judged + ending)
 
 
@@ -199,9 +199,9 @@ def _drop_check(metric: str) -> str:
     return f"{metric} drop"
 
 
-def check_cells(check: Verdict, metric: str) -> dict[str, Any]:
+def check_cells(check: Verdict, metrics: Sequence[str]) -> dict[str, Any]:
     """A check with its numbers in words."""
-    if check.check == _drop_check(metric):
+    if check.check in map(_drop_check, metrics):
         figure, bound, limit = (
             _united(in_points(value), " points") for value in (check.figure, check.bound, check.limit)
         )

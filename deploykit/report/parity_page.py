@@ -40,7 +40,7 @@ def write_parity_page(parity: ParityReport, path: Path) -> Path:
         parity=parity,
         title=_TITLES[parity.verdict],
         sentence=_sentence(parity),
-        checks=[check_cells(check, parity.metric) for check in parity.checks],
+        checks=[check_cells(check, parity.metrics) for check in parity.checks],
         layers=layer_bars(parity),
         classes=[change for change in parity.classes if change.flips][:_CLASSES],
         unchanged=sum(not change.flips for change in parity.classes),

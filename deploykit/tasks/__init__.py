@@ -35,9 +35,7 @@ def find_task(name: str) -> Task:
 
 
 def task_of_outputs(names: Collection[str]) -> Task | None:
-    """The task whose text model has these outputs; None where no installed task's has."""
-    for name in task_names():
-        task = find_task(name)
-        if {task.output, *(output.name for output in task.served)} <= set(names):
-            return task
-    return None
+    """The task whose text model has these outputs, the most of them; None where no installed task's has."""
+    known = {task: {task.output, *(output.name for output in task.served)} for task in map(find_task, task_names())}
+    fitting = [task for task, outputs in known.items() if outputs <= set(names)]
+    return max(fitting, key=lambda task: len(known[task]), default=None)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-__all__ = ["Answer", "Message", "Outputs", "Scores", "ServedOutput", "Task"]
+__all__ = ["Answer", "Message", "Outputs", "Scores", "Section", "ServedOutput", "Task"]
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
@@ -48,10 +48,12 @@ class Scores:
         earned: float64 [messages].
         possible: float64 [messages]: the metric is the sum of what was earned over the sum of what was possible. It is
             1 for each message where the metric is a mean, and may be 0 for one that does not count.
+        beside: further metrics by name. Each is a claim of its own, judged like this one: all have to hold.
     """
 
     earned: NDArray[np.float64]
     possible: NDArray[np.float64]
+    beside: Mapping[str, Scores] = field(default_factory=dict)
 
     @property
     def value(self) -> float:
@@ -69,6 +71,40 @@ class Scores:
     def is_share(self) -> bool:
         """Whether the metric is the share of right answers: each is right or wrong, and counts as much."""
         return bool((self.possible == 1).all() and ((self.earned == 0) | (self.earned == 1)).all())
+
+    def by_metric(self, metric: str) -> dict[str, Scores]:
+        """This one under its name, and those beside it."""
+        return {metric: self, **self.beside}
+
+    def without(self, unanswered: Sequence[int]) -> Scores:
+        """The scores where these messages have no answer: they earn nothing, of 1 at least."""
+        earned, possible = self.earned.copy(), self.possible.copy()
+        earned[unanswered] = 0.0
+        possible[unanswered] = possible[unanswered].clip(min=1.0)
+        return Scores(earned, possible, {name: each.without(unanswered) for name, each in self.beside.items()})
+
+
+@dataclass(frozen=True)
+class Section:
+    """Columns of a task's output, next to each other, of which one is right.
+
+    Attributes:
+        first: the first of them.
+        past: the one behind the last.
+        by_token: whether one is right for each token; else for the message, and the row of its first token tells it.
+    """
+
+    first: int
+    past: int
+    by_token: bool
+
+    def rows(self, values: Any) -> Any:
+        """What of an array or tensor [messages, tokens, ...] it is about: all, or the first token's [messages, ...]."""
+        return values if self.by_token else values[:, 0]
+
+    def columns(self, values: Any) -> Any:
+        """Its own columns of those rows."""
+        return self.rows(values)[..., self.first : self.past]
 
 
 @dataclass(frozen=True)
@@ -116,6 +152,10 @@ class Task(Protocol):
     @property
     def several(self) -> bool:
         """Whether a message may have several labels or none: a sigmoid for each logit, and not a softmax over all."""
+        ...
+
+    def sections(self, label_names: Sequence[str]) -> tuple[Section, ...]:
+        """The columns that are decided on apart, each part by a softmax of its own; none where all are one part."""
         ...
 
     @property

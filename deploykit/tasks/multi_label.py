@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from deploykit.data.labels import Label, SeveralClasses, classes_of
 from deploykit.errors import UsageError
-from deploykit.tasks.base import Answer, Outputs, Scores, ServedOutput
+from deploykit.tasks.base import Answer, Outputs, Scores, Section, ServedOutput
 from deploykit.tasks.checkpoint import check_known, load_checkpoint
 from deploykit.tasks.entry import entry_files
 
@@ -64,6 +64,10 @@ class MultiLabelClassification:
     per_token = False
     several = True
     served = (ServedOutput("labels", "BYTES", (1,)),)
+
+    def sections(self, label_names: Sequence[str]) -> tuple[Section, ...]:
+        """None: all columns are one part."""
+        return ()
 
     def label_form(self, columns: str | Sequence[str]) -> SeveralClasses:
         """One column with all labels of a message.

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from deploykit.data.labels import Label, OneClass
 from deploykit.errors import UsageError
-from deploykit.tasks.base import Answer, Outputs, Scores, ServedOutput
+from deploykit.tasks.base import Answer, Outputs, Scores, Section, ServedOutput
 from deploykit.tasks.checkpoint import check_known, load_checkpoint
 from deploykit.tasks.entry import entry_files
 
@@ -53,6 +53,10 @@ class TextClassification:
     per_token = False
     several = False
     served = (ServedOutput("label", "BYTES", (-1,)), ServedOutput("score", "FP32", (-1,)))
+
+    def sections(self, label_names: Sequence[str]) -> tuple[Section, ...]:
+        """None: all columns are one part."""
+        return ()
 
     def label_form(self, columns: str | Sequence[str]) -> OneClass:
         """One column.

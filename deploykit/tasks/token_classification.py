@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from deploykit.data.labels import Label, MarkedSpans, Span, classes_of
 from deploykit.errors import UsageError
-from deploykit.tasks.base import Answer, Outputs, Scores, ServedOutput
+from deploykit.tasks.base import Answer, Outputs, Scores, Section, ServedOutput
 from deploykit.tasks.checkpoint import check_known, load_checkpoint
 from deploykit.tasks.entry import entry_files
 from deploykit.tasks.spans import Found, spans_of_labels, tag_parts, tagged
@@ -67,6 +67,10 @@ class TokenClassification:
     per_token = True
     several = False
     served = (ServedOutput("entities", "BYTES", (1,)),)
+
+    def sections(self, label_names: Sequence[str]) -> tuple[Section, ...]:
+        """None: all columns are one part."""
+        return ()
 
     def label_form(self, columns: str | Sequence[str]) -> MarkedSpans:
         """One column with spans or tags, or those of a span's label, start and end.

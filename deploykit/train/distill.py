@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 from deploykit.artifacts.atomic import write_atomic
 from deploykit.artifacts.digest import digest_json
 from deploykit.events import Listener, Progress, ignore
+from deploykit.tasks.base import Section
+from deploykit.train.rows import sections_of
 
 _BATCH = 32
 
@@ -130,7 +132,9 @@ def teach(
     return Teacher(np.load(files["logits"]), np.load(files["hidden"], mmap_mode="r"), starts)
 
 
-def distillation_loss(outputs: Any, batch: Mapping[str, Any], output: str, settings: Distillation) -> Any:
+def distillation_loss(
+    outputs: Any, batch: Mapping[str, Any], output: str, settings: Distillation, sections: Sequence[Section] = ()
+) -> Any:
     """The loss of one batch, a scalar tensor: the mean over its messages, or over real tokens where each has logits.
 
     Args:
@@ -140,6 +144,7 @@ def distillation_loss(outputs: Any, batch: Mapping[str, Any], output: str, setti
             to the batch's length).
         output: the name of the logits.
         settings: what to learn.
+        sections: the parts of the logits that are decided on apart, whose losses are added; none where all are one.
     """
     from torch.nn import functional
 
@@ -151,17 +156,22 @@ def distillation_loss(outputs: Any, batch: Mapping[str, Any], output: str, setti
         costs = functional.binary_cross_entropy_with_logits(logits, labels.clamp_min(0.0), reduction="none") * real
         loss = settings.soft_weight * heat**2 * soft.mean() + (1 - settings.soft_weight) * costs.mean()
         return loss + _hidden_loss(outputs, batch, settings)
-    if logits.ndim == 3:  # an answer for each token: those of the padding teach nothing
-        real = batch["attention_mask"].bool()
-        logits, wanted, labels = logits[real], wanted[real], labels[real]
-    soft = functional.kl_div(
-        functional.log_softmax(logits / heat, dim=-1),
-        functional.log_softmax(wanted / heat, dim=-1),
-        reduction="batchmean",
-        log_target=True,
-    )
-    hard = functional.cross_entropy(logits, labels, reduction="sum") / len(labels)
-    loss = settings.soft_weight * heat**2 * soft + (1 - settings.soft_weight) * hard
+    loss = 0.0
+    for part, own, columns in sections_of(logits, labels, sections):
+        expected = wanted[..., columns]
+        if part.ndim == 3:  # an answer for each token: those of the padding teach nothing
+            real = batch["attention_mask"].bool()
+            part, expected, own = part[real], expected[real], own[real]  # noqa: PLW2901
+        elif expected.ndim == 3:  # one for the message, beside those for its tokens
+            expected = expected[:, 0]
+        soft = functional.kl_div(
+            functional.log_softmax(part / heat, dim=-1),
+            functional.log_softmax(expected / heat, dim=-1),
+            reduction="batchmean",
+            log_target=True,
+        )
+        hard = functional.cross_entropy(part, own, reduction="sum") / len(own)
+        loss += settings.soft_weight * heat**2 * soft + (1 - settings.soft_weight) * hard
     return loss + _hidden_loss(outputs, batch, settings)
 
 

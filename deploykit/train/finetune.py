@@ -144,18 +144,18 @@ def finetune(
             distillation = taught(lesson, splits["train"], task, collate, workspace, stage=stage, listener=listener)
             collate = with_teacher(collate, distillation.teacher)
             splits["train"] = [row | {"row": number} for number, row in enumerate(splits["train"])]
-        objective = objective_from_settings(settings, task, splits["train"], len(data.label_names))
+        objective = objective_from_settings(settings, task, splits["train"], data.label_names)
         rates = layer_rates(network, settings)
         trainer = trainer_class(steps_per_epoch, objective, distillation, adapter, rates)(
             model=network,
             args=_arguments(
                 settings,
-                task,
                 workspace,
                 seed=seed,
                 epochs=epochs,
                 total=total,
                 smoothed_here=objective.plain,
+                best="loss" if objective.sections else task.metric,  # a loss counts all that is decided on
                 report_to=report_to,
                 run_name=None if tracking is None else tracking.name,
             ),
@@ -240,7 +240,7 @@ def _network(model: Path, labels: Sequence[str], settings: Finetune, task: Task,
 
 
 def _arguments(
-    settings: Finetune, task: Task, workspace: Path, *, seed: int, epochs: float, total: int, smoothed_here: bool,
+    settings: Finetune, workspace: Path, *, seed: int, epochs: float, total: int, smoothed_here: bool, best: str,
     report_to: list[str], run_name: str | None,
 ) -> Any:  # fmt: skip
     import torch
@@ -270,8 +270,8 @@ def _arguments(
         save_strategy="epoch",
         save_total_limit=3 if stops_early else 2,  # the newest, one that is complete in any case, and the best
         load_best_model_at_end=stops_early,
-        metric_for_best_model=task.metric if stops_early else None,
-        greater_is_better=True if stops_early else None,
+        metric_for_best_model=best if stops_early else None,
+        greater_is_better=best != "loss" if stops_early else None,
         restore_callback_states_from_checkpoint=True,  # how long early stopping has been waiting
         logging_steps=10,
         logging_nan_inf_filter=False,

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from deploykit.recipe import Finetune
 from deploykit.tasks import Task
-from deploykit.train.rows import NO_LABEL, Row
+from deploykit.tasks.base import Section
+from deploykit.train.rows import NO_LABEL, Row, sections_of
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Objective:
         r_drop: weight of the divergence of two passes under dropout; 0 runs one.
         adversarial: length of the step on a message's embeddings that raises its loss most; 0 takes none.
         several: whether a message may have several labels: each is judged by itself.
+        sections: the parts of the logits that are decided on apart, whose costs are added; none where all are one.
     """
 
     output: str
@@ -41,12 +43,14 @@ class Objective:
     r_drop: float = 0.0
     adversarial: float = 0.0
     several: bool = False
+    sections: tuple[Section, ...] = ()
 
     @property
     def plain(self) -> bool:
         """Whether it is what the model computes itself."""
         smoothed = self.several and self.smoothing
-        return self.weights is None and not (self.gamma or self.r_drop or self.adversarial or smoothed)
+        parts = self.weights is not None or bool(self.sections)
+        return not (parts or self.gamma or self.r_drop or self.adversarial or smoothed)
 
     def loss(self, model: Any, batch: Mapping[str, Any]) -> tuple[Any, Any]:
         """The loss, a scalar tensor, and the model's outputs.
@@ -95,25 +99,32 @@ class Objective:
         from torch.nn import functional
 
         outputs = model(**{name: torch.cat([value, value]) for name, value in inputs.items()})
-        logits = outputs[self.output].float()
         both = torch.cat([labels, labels])
-        first, second = (self._log_shares(part) for part in logits.chunk(2))
-        real = labels[:, 0] != NO_LABEL if self.several else labels != NO_LABEL
-        first, second = first[real], second[real]
-        apart = sum(
-            functional.kl_div(ours, theirs, reduction="batchmean", log_target=True)
-            for ours, theirs in ((first, second), (second, first))
-        )
-        return self._cost(logits, both) + self.r_drop * apart / 2, outputs
+        apart: Any = 0.0
+        for part, wanted, _ in sections_of(outputs[self.output].float(), both, self.sections):
+            first, second = (self._log_shares(each) for each in part.chunk(2))
+            own = wanted.chunk(2)[0]
+            real = own[:, 0] != NO_LABEL if self.several else own != NO_LABEL
+            first, second = first[real], second[real]
+            apart += sum(
+                functional.kl_div(ours, theirs, reduction="batchmean", log_target=True)
+                for ours, theirs in ((first, second), (second, first))
+            )
+        return self._cost(outputs[self.output], both) + self.r_drop * apart / 2, outputs
 
     def _cost(self, logits: Any, labels: Any) -> Any:
+        if self.several:
+            return self._cost_of_each(logits.float(), labels)
+        parts = sections_of(logits.float(), labels, self.sections)
+        return sum(self._cost_of_part(values, wanted, columns) for values, wanted, columns in parts)
+
+    def _cost_of_part(self, logits: Any, labels: Any, columns: slice) -> Any:
+        """The cost of logits of which one is right, those of some of the classes."""
         import torch
         from torch.nn import functional
 
-        if self.several:
-            return self._cost_of_each(logits.float(), labels)
-        logits, labels = logits.float().flatten(0, -2), labels.flatten()
-        weights = None if self.weights is None else torch.from_numpy(self.weights).to(logits.device)
+        logits, labels = logits.flatten(0, -2), labels.flatten()
+        weights = None if self.weights is None else torch.from_numpy(self.weights[columns]).to(logits.device)
         if not self.gamma:
             return functional.cross_entropy(
                 logits, labels, weight=weights, ignore_index=NO_LABEL, label_smoothing=self.smoothing
@@ -151,44 +162,48 @@ class Objective:
         return functional.log_softmax(logits, dim=-1)
 
 
-def objective_from_settings(settings: Finetune, task: Task, rows: Sequence[Row], classes: int) -> Objective:
+def objective_from_settings(settings: Finetune, task: Task, rows: Sequence[Row], names: Sequence[str]) -> Objective:
     """The objective that a recipe's `finetune` section asks for.
 
     Args:
         settings: the section.
         task: what the model learns.
         rows: to train on, with `labels`.
-        classes: of the model.
+        names: what the model's outputs are called.
     """
+    sections = task.sections(names)
     return Objective(
         task.output,
-        class_weights(rows, classes) if settings.class_weights == "balanced" else None,
+        class_weights(rows, len(names), sections) if settings.class_weights == "balanced" else None,
         settings.focal_gamma,
         settings.label_smoothing,
         settings.r_drop,
         settings.adversarial,
         task.several,
+        sections,
     )
 
 
-def class_weights(rows: Sequence[Row], classes: int) -> NDArray[np.float32]:
+def class_weights(rows: Sequence[Row], classes: int, sections: Sequence[Section] = ()) -> NDArray[np.float32]:
     """What a mistake on each class costs so that all count alike: rows over classes times the class's own rows.
 
     Args:
         rows: with `labels`: a number, one for each token (-100 where there is none), or 0 or 1 for each class.
         classes: of the model; one without a row weighs 1.
+        sections: classes that are decided on apart, and weighed among themselves.
 
     Returns:
-        float32 [classes], of mean 1 over the rows.
+        float32 [classes], of mean 1 over the rows (of each section).
     """
     if isinstance(rows[0]["labels"], tuple):
         counts = np.array([row["labels"] for row in rows]).clip(0).sum(axis=0)
     else:
         labels = np.concatenate([np.atleast_1d(np.asarray(row["labels"])) for row in rows])
         counts = np.bincount(labels[labels != NO_LABEL], minlength=classes)
-    there = counts > 0
     weights = np.ones(classes, dtype=np.float32)
-    weights[there] = counts.sum() / (there.sum() * counts[there])
+    for first, past in [(each.first, each.past) for each in sections] or [(0, classes)]:
+        there = first + np.flatnonzero(counts[first:past])
+        weights[there] = counts[first:past].sum() / (len(there) * counts[there])
     return weights
 
 

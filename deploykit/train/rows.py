@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-__all__ = ["NO_LABEL", "Row", "padding_collator", "training_rows", "unlabelled"]
+__all__ = ["NO_LABEL", "Row", "padding_collator", "sections_of", "training_rows", "unlabelled"]
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from deploykit.data.labels import Label
 from deploykit.errors import ModelError
 from deploykit.tasks import Task
+from deploykit.tasks.base import Section
 from deploykit.tasks.spans import word_spans
 
 Row = dict[str, Any]
@@ -80,3 +81,20 @@ def padding_collator(tokenizer: Any) -> Callable[[Sequence[Row]], Any]:
         return batch
 
     return collate
+
+
+def sections_of(logits: Any, labels: Any, sections: Sequence[Section]) -> Iterator[tuple[Any, Any, slice]]:
+    """The parts of a batch that are decided on apart: their logits, their labels counted from 0, and their columns.
+
+    Args:
+        logits: [messages, labels] or [messages, tokens, labels].
+        labels: [messages] or [messages, tokens] columns; `NO_LABEL` where there is none.
+        sections: none where all columns are one part.
+    """
+    if not sections:
+        yield logits, labels, slice(None)
+    for section in sections:
+        wanted = section.rows(labels)
+        others = (wanted < section.first) | (wanted >= section.past)
+        own = (wanted - section.first).masked_fill(others, NO_LABEL)
+        yield section.columns(logits), own, slice(section.first, section.past)

@@ -62,7 +62,7 @@ def trainer_class(
             if distillation is not None and "teacher_logits" in inputs:
                 student = {key: value for key, value in inputs.items() if not key.startswith(("teacher_", "labels"))}
                 outputs = model(**student, output_hidden_states=bool(distillation.hidden_weight))
-                loss = distillation_loss(outputs, inputs, objective.output, distillation)
+                loss = distillation_loss(outputs, inputs, objective.output, distillation, objective.sections)
             elif objective.plain:
                 loss, outputs = super().compute_loss(model, inputs, True, **kwargs)
             else:

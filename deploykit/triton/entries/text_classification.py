@@ -5,7 +5,7 @@ It is copied into a package as `NAME/1/model.py`, with `text_model.py` beside it
 
 from __future__ import annotations
 
-__all__ = ["TritonPythonModel"]
+__all__ = ["TritonPythonModel", "ranked_labels", "wanted_labels"]
 
 import json
 import sys
@@ -29,12 +29,8 @@ class TritonPythonModel(TextModel):  # type: ignore[misc, unused-ignore]
         self._names = np.array([label.encode("utf-8") for label in self.labels], dtype=np.object_)
 
     def asked(self, request: Any) -> int:
-        """How many labels a request wants: its parameter `top_k`, 1 where it has none, at most all."""
-        parameters = request.parameters()
-        asked = json.loads(parameters).get("top_k", 1) if len(parameters) > len("{}") else 1
-        if not isinstance(asked, int) or isinstance(asked, bool) or asked < 1:
-            raise ValueError(f"the parameter top_k must be a positive integer, and is {asked!r}")
-        return min(asked, len(self._names))
+        """How many labels a request wants, at most all."""
+        return min(wanted_labels(request), len(self._names))
 
     def outputs(
         self,
@@ -45,14 +41,23 @@ class TritonPythonModel(TextModel):  # type: ignore[misc, unused-ignore]
     ) -> list[dict[str, NDArray[Any]]]:
         """`label` and `score`, best first, and `logits` for each request."""
         rows = np.stack(logits) if len(logits) > 1 else logits[0][np.newaxis]
-        ranked, scores = _ranked(rows, max(top_k for _, top_k in asked))
+        ranked, scores = ranked_labels(rows, max(top_k for _, top_k in asked))
         labels = self._names[ranked]
         return [
             {"label": labels[own, :top_k], "score": scores[own, :top_k], "logits": rows[own]} for own, top_k in asked
         ]
 
 
-def _ranked(logits: NDArray[np.float32], deepest: int) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
+def wanted_labels(request: Any) -> int:
+    """How many labels a request wants: its parameter `top_k`, 1 where it has none; ValueError says what is wrong."""
+    parameters = request.parameters()
+    asked = json.loads(parameters).get("top_k", 1) if len(parameters) > len("{}") else 1
+    if not isinstance(asked, int) or isinstance(asked, bool) or asked < 1:
+        raise ValueError(f"the parameter top_k must be a positive integer, and is {asked!r}")
+    return asked
+
+
+def ranked_labels(logits: NDArray[np.float32], deepest: int) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
     """The best labels of each row, best first, and their probabilities: both [rows, deepest]."""
     raised = np.exp(logits - logits.max(axis=1, keepdims=True))
     total = raised.sum(axis=1, keepdims=True)

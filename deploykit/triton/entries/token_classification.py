@@ -5,10 +5,11 @@ It is copied into a package as `NAME/1/model.py`, with `text_model.py` and `span
 
 from __future__ import annotations
 
-__all__ = ["TritonPythonModel"]
+__all__ = ["TritonPythonModel", "entities_as_json", "padded_logits"]
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,15 +40,33 @@ class TritonPythonModel(TextModel):  # type: ignore[misc, unused-ignore]
         asked: list[tuple[slice, Any]],
     ) -> list[dict[str, NDArray[Any]]]:
         """`entities`, a JSON list for each message, and `logits` [messages, tokens, labels] for each request."""
-        found = []
-        for own, _ in asked:
-            entities, rows = [], logits[own]
-            for text, encoding, values in zip(messages[own], encodings[own], rows, strict=True):
-                spans = tagged(word_spans(text, encoding.offsets), values, self._tags) if values.ndim == 2 else []
-                entities.append(json.dumps([each._asdict() for each in spans], ensure_ascii=False).encode("utf-8"))
-            padded = np.zeros((len(rows), max(map(len, rows)), len(self.labels)), dtype=np.float32)
-            for place, values in enumerate(rows):
-                if values.ndim == 2:  # a message that failed has none
-                    padded[place, : len(values)] = values
-            found.append({"entities": np.array(entities, dtype=np.object_).reshape(-1, 1), "logits": padded})
-        return found
+        return [
+            {
+                "entities": entities_as_json(messages[own], encodings[own], logits[own], self._tags),
+                "logits": padded_logits(logits[own]),
+            }
+            for own, _ in asked
+        ]
+
+
+def entities_as_json(
+    messages: Sequence[str],
+    encodings: Sequence[Any],
+    logits: Sequence[NDArray[np.float32]],
+    tags: Sequence[tuple[str, str]],
+) -> NDArray[np.object_]:
+    """A JSON list of each message's entities, [messages, 1]; an empty one for a message that failed."""
+    found = []
+    for text, encoding, values in zip(messages, encodings, logits, strict=True):
+        spans = tagged(word_spans(text, encoding.offsets), values, tags) if values.ndim == 2 else []
+        found.append(json.dumps([each._asdict() for each in spans], ensure_ascii=False).encode("utf-8"))
+    return np.array(found, dtype=np.object_).reshape(-1, 1)
+
+
+def padded_logits(rows: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """The logits of messages, [messages, longest, labels]; zeros behind their ends and for a message that failed."""
+    padded = np.zeros((len(rows), max(map(len, rows)), rows[0].shape[-1]), dtype=np.float32)
+    for place, values in enumerate(rows):
+        if values.ndim == 2:
+            padded[place, : len(values)] = values
+    return padded

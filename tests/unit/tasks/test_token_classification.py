@@ -224,8 +224,8 @@ def test_a_pruned_tagger_learns_from_the_whole_token_by_token_and_int8_keeps_it(
     with torch.inference_mode():
         expected = [model(**batch)["logits"] for batch in batches]
         padded = [model(**batch)["logits"] + 100 * (1 - batch["attention_mask"])[..., None] for batch in batches]
-    assert divergence(model, batches, expected, "logits") == pytest.approx(0, abs=1e-6)
-    assert divergence(model, batches, padded, "logits") == pytest.approx(0, abs=1e-6), "padding does not count"
+    assert divergence(model, batches, expected, TASK) == pytest.approx(0, abs=1e-6)
+    assert divergence(model, batches, padded, TASK) == pytest.approx(0, abs=1e-6), "padding does not count"
     small, _ = pruned_copy(model, candidates(model, batches, heads=[2], columns=[32]), [(2, 32), None])
     save_model(small, tagger, tmp_path / "pruned", {})
     test, names = entity_data.test, entity_data.label_names

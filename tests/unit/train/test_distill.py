@@ -15,6 +15,7 @@ from deploykit.events import Progress
 from deploykit.recipe import Finetune
 from deploykit.runners import Target, infer_all, open_runner
 from deploykit.tasks import find_task
+from deploykit.tasks.base import Section
 from deploykit.train.distill import Distillation, Teacher, distillation_loss
 from deploykit.train.finetune import finetune
 from deploykit.train.lesson import Lesson
@@ -29,11 +30,13 @@ class Output(dict[str, Any]):
         return self[name]
 
 
-def loss_of(logits: torch.Tensor, hidden: torch.Tensor, batch: dict[str, Any], **settings: float) -> float:
+def loss_of(
+    logits: torch.Tensor, hidden: torch.Tensor, batch: dict[str, Any], sections: Any = (), **settings: float
+) -> float:
     empty = Teacher(np.zeros((1, 1), np.float32), np.zeros((1, 1), np.float16), np.zeros(2, np.int64))
     chosen = {"temperature": 2.0, "soft_weight": 0.9, "hidden_weight": 5.0, **settings}
     outputs = Output(logits=logits, hidden_states=(None, hidden))
-    return float(distillation_loss(outputs, batch, "logits", Distillation(empty, **chosen)))
+    return float(distillation_loss(outputs, batch, "logits", Distillation(empty, **chosen), sections))
 
 
 def batch_of(logits: torch.Tensor, hidden: torch.Tensor) -> dict[str, Any]:
@@ -77,6 +80,17 @@ def test_with_logits_for_each_token_padding_does_not_count_and_the_mean_is_over_
     moved = logits.clone()
     moved[0, 2] += 50 * torch.randn(5)
     assert loss_of(moved, hidden, batch) == pytest.approx(expected, rel=1e-4)
+
+
+def test_of_sections_the_losses_are_added_one_by_token_one_by_message() -> None:
+    logits, other, hidden = torch.randn(2, 3, 5), torch.randn(2, 3, 5), torch.randn(2, 3, 4)
+    batch = batch_of(other, hidden) | {"labels": torch.tensor([[4, 0, -100], [-100, -100, -100]])}
+    tags = loss_of(logits[..., :3], hidden, batch_of(other[..., :3], hidden) | {
+        "labels": torch.tensor([[-100, 0, -100], [-100, -100, -100]])
+    })  # fmt: skip
+    classes = loss_of(logits[:, 0, 3:], hidden, batch_of(other[:, 0, 3:], hidden) | {"labels": torch.tensor([1, -100])})
+    sections = (Section(0, 3, True), Section(3, 5, False))
+    assert loss_of(logits, hidden, batch, sections) == pytest.approx(tags + classes, rel=1e-5)
 
 
 def test_a_teachers_rows_of_tokens_become_a_padded_batch() -> None:

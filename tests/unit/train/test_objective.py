@@ -16,6 +16,7 @@ from torch.nn import functional
 from deploykit.errors import ModelError
 from deploykit.recipe import Finetune
 from deploykit.tasks import find_task
+from deploykit.tasks.base import Section
 from deploykit.train.finetune import finetune
 from deploykit.train.lesson import lesson_from_teacher
 from deploykit.train.objective import Objective, class_weights
@@ -61,6 +62,49 @@ def test_balanced_weights_let_all_classes_count_alike() -> None:
     weights = class_weights(rows, 4)
     assert weights.tolist() == pytest.approx([12 / 18, 12 / 6, 1.0, 12 / 12])
     assert class_weights([{"labels": [-100, 0, 0, 1, -100]}], 2).tolist() == pytest.approx([0.75, 1.5])
+
+
+SECTIONS = (Section(0, 3, True), Section(3, 5, False))
+"""Three tags by token, two classes by message."""
+
+
+class Given(torch.nn.Module):
+    """Says what it was made with, whatever it is asked."""
+
+    def __init__(self, values: torch.Tensor) -> None:
+        super().__init__()
+        self.values = values
+
+    def forward(self, **_: Any) -> Any:
+        return {"logits": self.values}
+
+
+def test_of_sections_the_costs_are_added_each_over_its_own_columns_and_rows() -> None:
+    torch.manual_seed(0)
+    values, labels = torch.randn(2, 4, 5), torch.tensor([[4, 0, -100, 2], [3, 1, 1, -100]])
+    batch = {"labels": labels}
+
+    def cost(logits: torch.Tensor, **settings: Any) -> float:
+        found, _ = Objective("logits", sections=SECTIONS, **settings).loss(Given(logits).train(), batch)
+        return float(found)
+
+    tags = functional.cross_entropy(values[..., :3][:, 1:].flatten(0, 1), labels[:, 1:].flatten())
+    classes = functional.cross_entropy(values[:, 0, 3:], labels[:, 0] - 3)
+    assert cost(values) == pytest.approx(float(tags + classes), rel=1e-6)
+    moved = values.clone()
+    moved[:, 1:, 3:] += 100  # classes of tokens that say nothing about the message
+    moved[:, 0, :3] -= 100
+    assert cost(moved) == pytest.approx(cost(values), rel=1e-6)
+    assert not Objective("logits", sections=SECTIONS).plain, "the model's own loss would mix the columns"
+    twice = Given(torch.cat([values, values])).train()
+    found, _ = Objective("logits", r_drop=1.0, sections=SECTIONS).loss(twice, batch)
+    assert float(found) == pytest.approx(cost(values), rel=1e-6), "both passes agree"
+
+
+def test_balanced_weights_are_among_the_classes_of_a_section() -> None:
+    rows = [{"labels": [3, 0, 0, 1]}, {"labels": [3, 0, 2, -100]}, {"labels": [4, 0, 0, 0]}]
+    weights = class_weights(rows, 5, SECTIONS)
+    assert weights.tolist() == pytest.approx([8 / (3 * 6), 8 / 3, 8 / 3, 3 / (2 * 2), 3 / 2])
 
 
 def test_the_focal_loss_is_that_of_the_paper() -> None:
