@@ -7,7 +7,6 @@ from __future__ import annotations
 
 __all__ = ["TritonPythonModel"]
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from text_model import TextModel  # type: ignore[import-not-found, unused-ignore]
+from text_model import TextModel, asked_top_k  # type: ignore[import-not-found, unused-ignore]
 
 
 class TritonPythonModel(TextModel):  # type: ignore[misc, unused-ignore]
@@ -30,11 +29,7 @@ class TritonPythonModel(TextModel):  # type: ignore[misc, unused-ignore]
 
     def asked(self, request: Any) -> int:
         """How many labels a request wants: its parameter `top_k`, 1 where it has none, at most all."""
-        parameters = request.parameters()
-        asked = json.loads(parameters).get("top_k", 1) if len(parameters) > len("{}") else 1
-        if not isinstance(asked, int) or isinstance(asked, bool) or asked < 1:
-            raise ValueError(f"the parameter top_k must be a positive integer, and is {asked!r}")
-        return min(asked, len(self._names))
+        return int(asked_top_k(request, len(self._names)))
 
     def outputs(
         self,
