@@ -70,11 +70,12 @@ def _read_sample(reference: str, columns: Columns) -> Table:
     from deploykit.data.sample import FaqRow, faq_entries, faq_rows, intent_rows, support_rows
 
     messages = {"support": support_rows, "intents": intent_rows, "faq": faq_rows}
-    made: dict[str, Callable[[], Sequence[SampleRow | FaqRow]]] = {"sample:faq/entries": faq_entries}
+    made: dict[str, Callable[[], Sequence[SampleRow | FaqRow]]] = {}
     for name, rows_of in messages.items():
         made |= {f"sample:{name}/train": partial(rows_of, "train"), f"sample:{name}/test": partial(rows_of, "test")}
+    made["sample:faq/entries"] = faq_entries
     if reference not in made:
-        raise DataError(f"{reference}: no such sample", f"known: {', '.join(sorted(made))}")
+        raise DataError(f"{reference}: no such sample", f"known: {', '.join(made)}")
     found = made[reference]()
     there = ("text", "label", "answer") if isinstance(found[0], FaqRow) else ("text", "label", "entities", "intents")
     if error := missing_column(reference, columns, there):

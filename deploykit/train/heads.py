@@ -20,6 +20,8 @@ _MOST_ENTRIES = 8
 """Texts that stand for a label. MiniLM-L6, not fine-tuned, on 4,000 training rows of BANKING77, 1,000 others asked:
 recall@1 85.1 % with 1, 88.6 % with 4, 89.0 % with 8, 16 or all of them."""
 _REGRESSION_C = 100.0
+"""Inverse strength of the regression's penalty. As above, 10 rows a label, 3 draws: accuracy 82.1 % with 1, 84.7 % with
+10, 84.6 % with 100, 84.5 % with 1,000; log-loss 2.23, 0.88, 0.58, 0.56. The nearest mean is right in 81.3 %."""
 _BATCH = 64
 
 

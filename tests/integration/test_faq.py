@@ -44,7 +44,7 @@ def test_the_recipe_runs_and_other_entries_need_no_training(
         RECIPE,
         [
             f"model={tiny_checkpoint('bert', initializer_range=0.05)}", f"data.train={train}", f"data.test={test}",
-            f"data.entries={entries}", "finetune.epochs=4", "finetune.learning_rate=0.005",
+            f"data.entries={entries}", "finetune.epochs=6", "finetune.learning_rate=0.005",
             "finetune.freeze_embeddings=false", "goal.max_drop=0.06", "quantize.scheme=int8_static",
             "quantize.fusions=all",
         ],
