@@ -122,7 +122,11 @@ def sentence_class(config_class: Any) -> Any:
 
 
 def _pooled(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """The mean over real tokens at length one: [batch, tokens, width] to [batch, width]."""
-    weights = mask.unsqueeze(-1).to(hidden.dtype)
-    mean = (hidden * weights).sum(dim=1) / weights.sum(dim=1).clamp_min(1.0)
-    return functional.normalize(mean, dim=-1)
+    """The mean over real tokens at length one: [batch, tokens, width] to [batch, width].
+
+    As products, not sums over an axis: onnxruntime adds up an axis in another order for one message than for several,
+    and the last digits, rounded to int8, would depend on the company.
+    """
+    total = mask.unsqueeze(1).to(hidden.dtype) @ hidden  # at length one a sum is a mean
+    length = (total @ total.transpose(1, 2)).sqrt()
+    return (total / length.clamp_min(1e-12)).squeeze(1)
