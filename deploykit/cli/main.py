@@ -27,6 +27,7 @@ COMMANDS = {
     "check": "Validate a recipe and print its plan; loads no model.",
     "run": "The whole pipeline: fine-tune, prune, quantize, prove, measure, publish.",
     "finetune": "Fine-tune a pretrained model on labelled messages.",
+    "index": "Give a retrieval model other entries to answer with; nothing is trained.",
     "prune": "Prune a fine-tuned model to a speed, and let it recover.",
     "export": "Export a checkpoint folder to a verified ONNX folder.",
     "quantize": "Quantize an ONNX folder.",

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-__all__ = ["LabelledData", "hold_out", "load_data", "load_training_data"]
+__all__ = ["LabelledData", "hold_out", "load_data", "load_training_data", "located"]
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from deploykit.data.checks import DataReport, check_data, check_table
 from deploykit.data.labels import LabelForm, OneClass, classes_of
 from deploykit.data.readers import local_file, read_rows
-from deploykit.data.splits import split_validation
+from deploykit.data.splits import draw_per_class, split_validation
 from deploykit.data.table import Columns, Table
 from deploykit.errors import DataError
 from deploykit.recipe.schema import Data
@@ -29,6 +30,26 @@ class LabelledData:
     label_names: tuple[str, ...]
     unlabelled: tuple[str, ...] = ()
 
+    def with_labels(self, names: Sequence[str]) -> LabelledData:
+        """The rows of these labels, with the names as those of the model's outputs.
+
+        Raises:
+            DataError: a split has no row of them.
+        """
+        known = set(names)
+
+        def of_these(table: Table) -> Table:
+            rows = [row for row, label in enumerate(table.labels or ()) if known.issuperset(classes_of(label))]
+            if not rows:
+                raise DataError(
+                    f"{table.source}: no row has one of the {len(names)} entries as its label",
+                    "the labels of the rows are the labels of the entries: data.label names the column in both",
+                )
+            return table if len(rows) == len(table) else table.take(rows)
+
+        train, validation, test = map(of_these, (self.train, self.validation, self.test))
+        return replace(self, train=train, validation=validation, test=test, label_names=tuple(names))
+
 
 def load_data(
     section: Data, seed: int, base: Path = Path(), form: LabelForm | None = None
@@ -38,6 +59,8 @@ def load_data(
     A relative file is looked for in `base`, then in the current folder. Where `test` or `validation` is a fraction it
     is held out of the training rows, each class in its proportion; `test` first. Unlabelled messages that are among the
     test or validation rows are left out.
+
+    Of the rows that are left `per_label` of each label are drawn, where the section says so.
 
     Args:
         section: the recipe's `data` section.
@@ -51,16 +74,18 @@ def load_data(
     """
     form = form or OneClass(section.label if isinstance(section.label, str) else section.label[0])
     columns = Columns(section.text, form)
-    train = read_rows(_located(section.train, base), columns)
+    train = read_rows(located(section.train, base), columns)
     label_names = form.outputs(tuple(check_table(train).classes))
     parts: dict[str, Table] = {}
     for part, wanted in (("test", section.test), ("validation", section.validation)):
         if isinstance(wanted, str):
-            parts[part] = read_rows(_located(wanted, base), columns)
+            parts[part] = read_rows(located(wanted, base), columns)
         else:
             train, parts[part] = hold_out(train, wanted, seed, part)
+    if section.per_label is not None:
+        train = train.take(draw_per_class(_classes(train), section.per_label, seed).tolist())
     report = check_data(train, parts["validation"], parts["test"], strict=section.strict)
-    reference = section.unlabelled and _located(section.unlabelled, base)
+    reference = section.unlabelled and located(section.unlabelled, base)
     unlabelled = _unlabelled(reference, section.text, tuple(parts.values()))
     return LabelledData(train, parts["validation"], parts["test"], label_names, unlabelled), report
 
@@ -72,7 +97,8 @@ def _unlabelled(reference: str | None, text: str, held_out: tuple[Table, ...]) -
     return tuple(message for message in read_rows(reference, Columns(text, None)).texts if message not in known)
 
 
-def _located(reference: str, base: Path) -> str:
+def located(reference: str, base: Path) -> str:
+    """A reference whose relative file is looked for in `base` first, then in the current folder."""
     path = local_file(reference)
     return str(base / path) if path is not None and (base / path).exists() else reference
 
@@ -103,11 +129,15 @@ def hold_out(train: Table, fraction: float, seed: int, part: str) -> tuple[Table
     Raises:
         DataError: too few rows to hold any out.
     """
-    classes = [" ".join(sorted(set(classes_of(label)))) for label in train.labels or ()]
-    kept, held_out = split_validation(classes, fraction, seed)
+    kept, held_out = split_validation(_classes(train), fraction, seed)
     if len(held_out) == 0:
         raise DataError(
             f"{train.source}: {len(train)} rows are too few to hold out {fraction:.0%} of them, each class keeping one",
             f"add rows, or name a file: -s data.{part}=FILE",
         )
     return train.take(kept.tolist()), train.take(held_out.tolist())
+
+
+def _classes(table: Table) -> list[str]:
+    """What each row is counted under when rows are drawn: its class, or all of its classes together."""
+    return [" ".join(sorted(set(classes_of(label)))) for label in table.labels or ()]

@@ -6,13 +6,17 @@ __all__ = ["local_file", "read_rows"]
 
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from deploykit.data.hub import read_hub
 from deploykit.data.table import Columns, RawRow, Table, missing_column, table_from_rows
 from deploykit.errors import DataError
+
+if TYPE_CHECKING:
+    from deploykit.data.sample import FaqRow, SampleRow
 
 LONGEST_LINE = 2**24  # bytes, and characters of a field: a longer one is a damaged file or a quote left open
 UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
@@ -63,16 +67,19 @@ def read_rows(reference: str, columns: Columns) -> Table:
 
 
 def _read_sample(reference: str, columns: Columns) -> Table:
-    from deploykit.data.sample import intent_rows, support_rows
+    from deploykit.data.sample import FaqRow, faq_entries, faq_rows, intent_rows, support_rows
 
-    name, _, split = reference.removeprefix("sample:").partition("/")
-    made = {"support": support_rows, "intents": intent_rows}.get(name)
-    if made is None or split not in ("train", "test"):
-        known = ", ".join(f"sample:{each}/{part}" for each in ("support", "intents") for part in ("train", "test"))
-        raise DataError(f"{reference}: no such sample", f"known: {known}")
-    if error := missing_column(reference, columns, ("text", "label", "entities", "intents")):
+    messages = {"support": support_rows, "intents": intent_rows, "faq": faq_rows}
+    made: dict[str, Callable[[], Sequence[SampleRow | FaqRow]]] = {}
+    for name, rows_of in messages.items():
+        made |= {f"sample:{name}/train": partial(rows_of, "train"), f"sample:{name}/test": partial(rows_of, "test")}
+    made["sample:faq/entries"] = faq_entries
+    if reference not in made:
+        raise DataError(f"{reference}: no such sample", f"known: {', '.join(made)}")
+    found = made[reference]()
+    there = ("text", "label", "answer") if isinstance(found[0], FaqRow) else ("text", "label", "entities", "intents")
+    if error := missing_column(reference, columns, there):
         raise error
-    found = made("train" if split == "train" else "test")
     rows = (
         (number, row.text, [getattr(row, name) for name in columns.labels]) for number, row in enumerate(found, start=1)
     )

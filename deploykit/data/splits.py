@@ -1,8 +1,8 @@
-"""Holding out rows for validation, each class in its proportion."""
+"""Holding out rows for validation, each class in its proportion, and drawing equally many of each."""
 
 from __future__ import annotations
 
-__all__ = ["split_validation"]
+__all__ = ["draw_per_class", "split_validation"]
 
 from collections.abc import Sequence
 
@@ -25,6 +25,14 @@ def split_validation(labels: Sequence[str], fraction: float, seed: int) -> tuple
         rows = np.flatnonzero(class_of == index)
         held_out[random.permutation(rows)[:count]] = True
     return np.flatnonzero(~held_out), np.flatnonzero(held_out)
+
+
+def draw_per_class(labels: Sequence[str], count: int, seed: int) -> NDArray[np.int64]:
+    """The indices of `count` rows of each class, ascending; all rows of a class that has no more. By the seed alone."""
+    classes, class_of = np.unique(np.asarray(labels, dtype=object).astype(str), return_inverse=True)
+    random = np.random.default_rng(seed)
+    drawn = [random.permutation(np.flatnonzero(class_of == index))[:count] for index in range(len(classes))]
+    return np.sort(np.concatenate(drawn))
 
 
 def _held_out_counts(sizes: NDArray[np.int64], fraction: float, random: np.random.Generator) -> NDArray[np.int64]:

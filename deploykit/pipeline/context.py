@@ -16,6 +16,7 @@ from deploykit.data.table import Table
 from deploykit.events import Listener
 from deploykit.pipeline.plan import Plan
 from deploykit.recipe import Recipe
+from deploykit.runners.labels import labels_from_folder
 from deploykit.tasks import Task, find_task
 
 
@@ -32,8 +33,13 @@ class Context:
 
     @property
     def checkpoint(self) -> Path:
-        """The folder of the PyTorch model that is exported: the pruned one, or the fine-tuned one."""
+        """The folder of the PyTorch model that is exported: the pruned one, or the whole one."""
         return self.folder(self.recipe.model_stage)
+
+    @property
+    def whole(self) -> Path:
+        """The folder of the whole PyTorch model: the fine-tuned one, with its entries where there are any."""
+        return self.folder(self.recipe.whole_stage)
 
     @property
     def task(self) -> Task:
@@ -49,8 +55,9 @@ class Context:
         return self.artifacts[stage].manifest.info
 
     def data(self) -> LabelledData:
-        """The data of the data stage."""
-        return data_from_artifact(self.folder("data"))
+        """The data of the data stage; once the model has entries, the rows that one of them answers."""
+        data = data_from_artifact(self.folder("data"))
+        return data.with_labels(labels_from_folder(self.folder("index"))) if "index" in self.artifacts else data
 
 
 def data_from_artifact(folder: Path) -> LabelledData:

@@ -24,14 +24,15 @@ from deploykit.recipe.load import DATA_FILES
 from deploykit.runners.checkpoint import resolve_model
 
 _VERSION: Final[Mapping[Stage, int]] = {
-    "data": 1, "finetune": 1, "prune": 1, "export": 2, "quantize": 4, "package": 3, "parity": 2, "latency": 1,
-    "publish": 1,
+    "data": 1, "finetune": 1, "index": 1, "prune": 1, "export": 2, "quantize": 4, "package": 3, "parity": 2,
+    "latency": 1, "publish": 1,
 }  # fmt: skip
 """Of each stage's code: raised when it makes something else of the same input, so that older artefacts are not used."""
 
 _PACKAGES: Final[Mapping[Stage, tuple[str, ...]]] = {
     "data": (),
     "finetune": ("torch", "transformers", "accelerate"),
+    "index": ("torch", "transformers"),
     "prune": ("torch", "transformers", "accelerate", "onnx", "onnxscript", "onnxruntime"),
     "export": ("torch", "transformers", "onnx", "onnxscript", "onnxruntime"),
     "quantize": ("onnx", "onnxruntime"),
@@ -118,14 +119,16 @@ def make_plan(recipe: Recipe, base: Path, *, download: bool = True) -> Plan:
         | {
             "columns": [data["text"], data["label"]],
             "strict": data["strict"],
-            "files": dict(files),
+            "files": {part: digest for part, digest in files.items() if part != "entries"},
             "seed": recipe.seed,
         }
-        | {part: data[part] for part in ("test", "validation") if part not in files},
+        | {part: data[part] for part in ("test", "validation") if part not in files}
+        | {key: data[key] for key in ("per_label",) if data[key] is not None},
         "finetune": task
         | {"model": model, "seed": recipe.seed, "trust_pickle": recipe.trust_pickle}
         | dump["finetune"]
         | taught,
+        "index": task | {"entries": files.get("entries"), "columns": [data["text"], data["label"], data["answer"]]},
         "prune": task
         | {limit: dump["goal"][limit] for limit in ("speedup", "p50_ms", "p99_ms", "size_mb")}
         | {"seed": recipe.seed, "finetune": dump["finetune"], "quantize": dump["quantize"]}
@@ -144,18 +147,19 @@ def make_plan(recipe: Recipe, base: Path, *, download: bool = True) -> Plan:
     parents: dict[Stage, tuple[Stage, ...]] = {
         "data": (),
         "finetune": ("data",),
-        "prune": ("finetune", "data"),
+        "index": ("finetune", "data"),
+        "prune": (recipe.whole_stage, "data"),
         "export": (recipe.model_stage,),
         "quantize": ("export", "data"),
         "package": ("quantize", "data"),
-        "parity": ("package", "export", *dict.fromkeys((recipe.model_stage, "finetune")), "data"),
+        "parity": ("package", "export", *dict.fromkeys((recipe.model_stage, recipe.whole_stage)), "data"),
         "latency": (),
         "publish": (),
     }
     keys: dict[str, JsonValue] = {}
     steps = []
     for stage in STAGES:
-        if stage == "prune" and not recipe.prunes:
+        if (stage == "prune" and not recipe.prunes) or (stage == "index" and recipe.data.entries is None):
             continue
         versions: dict[str, JsonValue] = {name: _installed(name) for name in _PACKAGES[stage]}
         above: dict[str, JsonValue] = {name: keys[name] for name in parents[stage]}

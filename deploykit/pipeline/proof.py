@@ -49,19 +49,19 @@ def prove(context: Context, draft: Draft) -> str:
     task, data, goal, listener = context.task, context.data(), context.recipe.goal, context.listener
     texts = list(data.test.texts)
     right = task.right_answers(data.test.labels or (), data.label_names)
-    finetuned, exported, shipped = (context.folder(stage) for stage in ("finetune", "export", "quantize"))
+    whole, exported, shipped = context.whole, context.folder("export"), context.folder("quantize")
     engine = serving_engine(context.recipe.serve.engine, listener)
-    pruned = context.checkpoint != finetuned
+    pruned = context.checkpoint != whole
     total = (4 + pruned + (3 if engine else 0)) * len(texts) + _EXTRA
     steps = Steps("parity", total, listener)
 
     batches = padded_batches(texts)
     singles = [[index] for index in range(len(texts))]
-    labels = labels_from_folder(finetuned)
-    probes = make_probes(Encoder(finetuned))
+    labels = labels_from_folder(whole)
+    probes = make_probes(Encoder(whole))
     gpu = package_settings(context.recipe.package).device == "gpu"
     on = partial(Target, task=task.name, device="cuda" if gpu else "cpu")  # where it is served
-    tuned, converted = on("torch", str(finetuned)), on("torch", str(context.checkpoint))
+    tuned, converted = on("torch", str(whole)), on("torch", str(context.checkpoint))
     plain = on("onnxruntime", str(exported))
     final_target = on("onnxruntime", str(shipped), threads=context.recipe.package.threads)
     reference = run_target(tuned, texts, task, labels, batches, steps)
@@ -102,8 +102,8 @@ def prove(context: Context, draft: Draft) -> str:
         confidence=goal.confidence,
         checks=checks,
     )
-    whole = not any(check.outcome == "fail" and check.check.startswith("float32") for check in checks)
-    located = final_target if whole else plain
+    converts = not any(check.outcome == "fail" and check.check.startswith("float32") for check in checks)
+    located = final_target if converts else plain
     report = with_location(report, converted, located, texts, task, listener)
     if report.verdict == "fail":
         (draft.path / "reproducer").mkdir()

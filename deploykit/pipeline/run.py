@@ -30,6 +30,7 @@ from deploykit.recipe.machine import check_machine
 from deploykit.report.page import write_report
 from deploykit.report.result import Figures, GoalOutcome, Learned, RunResult, Shipped, exit_code_of, model_size_mb
 from deploykit.runners import Target
+from deploykit.tasks import find_task
 
 WORKSPACE = Path(".deploykit")
 REPOSITORY = Path("model_repository")
@@ -72,6 +73,8 @@ def run_recipe(
     first = STAGES.index(start) if start else len(STAGES)
     if first > last and start:
         raise UsageError(f"--from {start} comes after --until {until}", f"the order is {', '.join(STAGES)}")
+    if recipe.data.entries is not None and not find_task(recipe.task).entries:
+        raise UsageError(f"{recipe.task} has no entries, and data.entries names some", "leave it out, or use retrieval")
     plan = make_plan(recipe, base)
     context = Context(recipe, base, plan, Store(workspace / "store", listener), listener)
     with recorded(workspace, recipe.name) as at:
@@ -148,10 +151,10 @@ def _timed_stage(context: Context) -> dict[str, Samples]:
     recipe = context.recipe
     texts = context.data().test.texts
     lengths = recipe.goal.target.lengths
-    messages = timed_messages(texts, recipe.latency.messages, lengths, context.folder("finetune"))
+    messages = timed_messages(texts, recipe.latency.messages, lengths, context.whole)
     task = recipe.task
     targets = {
-        "reference": Target("torch", str(context.folder("finetune")), device="cpu", task=task),
+        "reference": Target("torch", str(context.whole), device="cpu", task=task),
         "onnx_fp32": Target("onnxruntime", str(context.folder("export")), task=task),
         "shipped": Target("onnxruntime", str(context.folder("quantize")), threads=recipe.package.threads, task=task),
     }
@@ -199,7 +202,7 @@ def _result(
     goals: tuple[GoalOutcome, ...],
     published: tuple[Path, int] | None,
 ) -> RunResult:
-    finetuned, exported, shipped = (context.folder(stage) for stage in ("finetune", "export", "quantize"))
+    exported, shipped = context.folder("export"), context.folder("quantize")
     reference, served = timed.get("reference"), timed.get("served")
     fp32 = context.info("parity").get("fp32_onnx")
     return RunResult(
@@ -208,7 +211,7 @@ def _result(
         statement=parity.statement,
         n=parity.n,
         metric=parity.metric,
-        reference=_figures("PyTorch fp32", parity.reference, reference, finetuned),
+        reference=_figures("PyTorch fp32", parity.reference, reference, context.whole),
         onnx_fp32=_figures("ONNX fp32", fp32 if isinstance(fp32, float) else None, timed.get("onnx_fp32"), exported),
         shipped=Shipped(
             **_figures("shipped", parity.candidate, timed.get("shipped"), shipped).model_dump(),

@@ -82,13 +82,29 @@ def _make_finetune(context: Context, draft: Draft) -> str:
     return f"{context.task.metric} {metric:.2%} on validation after {result.steps:,} steps on {result.device}"
 
 
+def _make_index(context: Context, draft: Draft) -> str:
+    from deploykit.data.entries import read_entries
+    from deploykit.train.index import index_checkpoint
+
+    section = context.recipe.data
+    entries = read_entries(section, context.base)
+    before = context.data()
+    after = before.with_labels(entries.names)
+    left_out = sum(len(getattr(before, part)) - len(getattr(after, part)) for part in ("train", "validation", "test"))
+    if left_out:
+        context.listener(Warn(f"{left_out:,} rows have labels that no entry has: they are left out from here on"))
+    each = index_checkpoint(context.folder("finetune"), draft.path, context.task, entries)
+    draft.info.update({"entries": len(entries.names), "texts": len(entries.texts), "each": each})
+    return f"{len(entries.names):,} entries of {len(entries.texts):,} texts"
+
+
 def _make_prune(context: Context, draft: Draft) -> str:
     from deploykit.pipeline.compression import prune_to_goal
 
     recipe, key = context.recipe, context.plan.step("prune").key
     assert key is not None
     return prune_to_goal(
-        context.folder("finetune"),
+        context.whole,
         draft.path,
         task=context.task,
         data=context.data(),
@@ -176,6 +192,7 @@ def _make_parity(context: Context, draft: Draft) -> str:
 CACHED_STAGES: Mapping[Stage, CachedStage] = {
     "data": CachedStage(_make_data, ("train.json", "validation.json", "test.json", "labels.json")),
     "finetune": CachedStage(_make_finetune, ("model.safetensors", "config.json", "tokenizer.json")),
+    "index": CachedStage(_make_index, ("model.safetensors", "config.json", "tokenizer.json")),
     "prune": CachedStage(_make_prune, ("model.safetensors", "config.json", "tokenizer.json")),
     "export": CachedStage(_make_export, ("model.onnx", "plain.onnx", "config.json", "tokenizer.json")),
     "quantize": CachedStage(_make_quantize, ("model.onnx", "config.json", "tokenizer.json")),

@@ -23,7 +23,7 @@ LARGEST_BYTES = 2**20  # a larger file was passed by mistake
 DOTTED = re.compile(r"[\w-]+(\.[\w-]+)*")
 AFTER_THE_FILE = 2**31  # sorts the problems of overrides behind those of any line
 
-DATA_FILES = ("train", "test", "validation", "unlabelled")  # keys of `data` that may name a file
+DATA_FILES = ("train", "test", "validation", "unlabelled", "entries")  # keys of `data` that may name a file
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:

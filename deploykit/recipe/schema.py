@@ -58,6 +58,17 @@ class Data(Section):
     unlabelled: Text | None = Field(
         default=None, description="More messages, without labels, that a pruned model learns from."
     )
+    entries: Text | None = Field(
+        default=None,
+        description="The texts that retrieval compares a message with, and their labels, in the columns below; absent:"
+        " those of the training rows. Other ones can be named later without training anew.",
+    )
+    answer: Text | None = Field(
+        default=None, description="The column of the entries that holds the answer's text; absent: there is none."
+    )
+    per_label: Count | None = Field(
+        default=None, description="Training rows of each label that are drawn, by the seed; absent: all."
+    )
     text: Text = Field(default="text", description="The column that holds the message.")
     label: Names = Field(
         default="label",
@@ -229,9 +240,14 @@ class Recipe(Section):
         return self.prune.strategy != "none" and asked
 
     @property
-    def model_stage(self) -> Literal["finetune", "prune"]:
+    def whole_stage(self) -> Literal["finetune", "index"]:
+        """The stage whose checkpoint is the whole model, which others are held against."""
+        return "finetune" if self.data.entries is None else "index"
+
+    @property
+    def model_stage(self) -> Literal["finetune", "index", "prune"]:
         """The stage whose checkpoint is exported."""
-        return "prune" if self.prunes else "finetune"
+        return "prune" if self.prunes else self.whole_stage
 
     @model_validator(mode="before")
     @classmethod

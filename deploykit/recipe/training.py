@@ -14,7 +14,10 @@ from deploykit.recipe.values import INT32_MAX, Count, CountOrAll, KeptLayers, Po
 class Finetune(Section):
     """How the pretrained model is trained on the data."""
 
-    epochs: Positive = Field(default=4.0, description="Passes over the training rows.")
+    epochs: float = Field(
+        default=4.0, ge=0, allow_inf_nan=False,
+        description="Passes over the training rows; 0, with the contrastive loss: only the head is fitted.",
+    )  # fmt: skip
     learning_rate: float = Field(default=1e-4, gt=0, le=1, description="The highest learning rate.")
     strategy: Literal[
         "full",
@@ -35,6 +38,12 @@ class Finetune(Section):
         description="What is trained: all layers; the head; the upper layers; the head first and a layer more at a "
         "time; all biases; the normalizations; or an adapter of peft beside the head, which is merged in the end.",
     )
+    loss: Literal["auto", "cross_entropy", "contrastive"] = Field(
+        default="auto",
+        description="What is minimized; contrastive: texts of one label are drawn together and others apart, and a "
+        "head is fitted to what came of it (few examples a label); auto: the task's own.",
+    )
+    temperature: Positive = Field(default=0.05, description="What cosines are divided by in the contrastive loss.")
     trained_layers: Count = Field(default=2, description="How many upper layers strategy last_layers trains.")
     layer_decay: float = Field(
         default=1.0, gt=0, le=1, description="How fast each layer learns, as a share of the one above it."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Answer", "Message", "Outputs", "Scores", "Section", "ServedOutput", "Task"]
+__all__ = ["Answer", "Loss", "Message", "Outputs", "Scores", "Section", "ServedOutput", "Task"]
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from deploykit.data.labels import Label, LabelForm
 
 Message = str
+Loss = Literal["cross_entropy", "contrastive"]
+"""What a training minimizes: the cost of wrong labels, or of texts of one label that are far from each other."""
 Outputs: TypeAlias = "Mapping[str, NDArray[Any]]"
 """Named arrays, the first axis the batch: for a classifier `logits`, float32 [batch, labels]. What has a row for each
 token has the longest message's tokens as its second axis, and zeros behind the end of the shorter ones."""
@@ -159,6 +161,16 @@ class Task(Protocol):
         ...
 
     @property
+    def losses(self) -> tuple[Loss, ...]:
+        """The losses that it can be trained by, its own first."""
+        ...
+
+    @property
+    def entries(self) -> bool:
+        """Whether its labels stand for texts that a message is compared with, and that can be exchanged (`index`)."""
+        ...
+
+    @property
     def served(self) -> tuple[ServedOutput, ...]:
         """What the text model answers, beside that output."""
         ...
@@ -172,7 +184,10 @@ class Task(Protocol):
         ...
 
     def load_model(self, folder: Path, labels: Sequence[str] | None = None, **settings: Any) -> PreTrainedModel:
-        """The PyTorch model of a checkpoint folder; with `labels`, a head for them (new where it does not fit)."""
+        """The PyTorch model of a checkpoint folder; with `labels`, a head for them (new where it does not fit).
+
+        `settings` go to `from_pretrained`; `pooling="mean"` asks for the model that the contrastive loss trains.
+        """
         ...
 
     def targets(
@@ -238,6 +253,10 @@ class Task(Protocol):
 
         They import nothing of deploykit: numpy, Triton's own module, and each other by name.
         """
+        ...
+
+    def served_settings(self, folder: Path) -> Mapping[str, Any]:
+        """What that model must know of an ONNX folder beside what every text model does; plain JSON."""
         ...
 
     def served_answers(self, found: Outputs) -> list[Answer]:

@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 
 def load_checkpoint(
-    folder: Path, auto: str, task: str, labels: Sequence[str] | None = None, **settings: Any
+    folder: Path, auto: Any, task: str, labels: Sequence[str] | None = None, **settings: Any
 ) -> PreTrainedModel:
     """The model of a checkpoint folder.
 
     Args:
         folder: a Hugging Face checkpoint folder (safetensors).
-        auto: the auto class of transformers that gives it its head.
+        auto: the auto class of transformers that gives it its head, by name; or what stands for one.
         task: the task's name, for messages.
         labels: the labels of a new head, in index order; without it the checkpoint's own head is kept.
         settings: passed on to `from_pretrained`.
@@ -47,7 +47,8 @@ def load_checkpoint(
     model: PreTrainedModel
     try:
         with quiet_transformers():
-            model, found = class_to_load(folder, getattr(transformers, auto)).from_pretrained(
+            kind = getattr(transformers, auto) if isinstance(auto, str) else auto
+            model, found = class_to_load(folder, kind).from_pretrained(
                 folder, output_loading_info=True, trust_remote_code=False, **settings
             )
     except (OSError, ValueError, RuntimeError, KeyError, StrictDataclassError) as error:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from deploykit.data.labels import INTENT, ClassAndSpans, Label, MarkedMessage
 from deploykit.errors import ModelError, UsageError
-from deploykit.tasks.base import Answer, Outputs, Scores, Section
+from deploykit.tasks.base import Answer, Loss, Outputs, Scores, Section
 from deploykit.tasks.entry import entry_files
 from deploykit.tasks.text_classification import Classified, TextClassification
 from deploykit.tasks.token_classification import Entities, TokenClassification
@@ -61,6 +61,8 @@ class IntentAndEntities:
     output = "logits"
     per_token = True
     several = False
+    losses: tuple[Loss, ...] = ("cross_entropy",)
+    entries = False
     served = (*_INTENTS.served, *_ENTITIES.served)
 
     def sections(self, label_names: Sequence[str]) -> tuple[Section, ...]:
@@ -171,6 +173,10 @@ class IntentAndEntities:
         singles = [task.entry()[0] for task in (_INTENTS, _ENTITIES)]
         shared = entry_files("intent_and_entities")
         return *shared, *singles, *(path for path in beside if path not in shared)
+
+    def served_settings(self, folder: Path) -> Mapping[str, Any]:
+        """Nothing."""
+        return {}
 
     def served_answers(self, found: Outputs) -> list[Answer]:
         """The intents and the entities that the text model sent.

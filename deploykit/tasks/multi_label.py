@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from deploykit.data.labels import Label, SeveralClasses, classes_of
 from deploykit.errors import UsageError
-from deploykit.tasks.base import Answer, Outputs, Scores, Section, ServedOutput
+from deploykit.tasks.base import Answer, Loss, Outputs, Scores, Section, ServedOutput
 from deploykit.tasks.checkpoint import check_known, load_checkpoint
 from deploykit.tasks.entry import entry_files
 
@@ -63,6 +63,8 @@ class MultiLabelClassification:
     output = "logits"
     per_token = False
     several = True
+    losses: tuple[Loss, ...] = ("cross_entropy",)
+    entries = False
     served = (ServedOutput("labels", "BYTES", (1,)),)
 
     def sections(self, label_names: Sequence[str]) -> tuple[Section, ...]:
@@ -175,6 +177,10 @@ class MultiLabelClassification:
     def entry(self) -> tuple[Path, ...]:
         """The text model's source files."""
         return entry_files("multi_label_classification")
+
+    def served_settings(self, folder: Path) -> Mapping[str, Any]:
+        """Nothing."""
+        return {}
 
     def served_answers(self, found: Outputs) -> list[Answer]:
         """The labels that the text model sent, a JSON list for each message.

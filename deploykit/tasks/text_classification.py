@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from deploykit.data.labels import Label, OneClass
 from deploykit.errors import UsageError
-from deploykit.tasks.base import Answer, Outputs, Scores, Section, ServedOutput
+from deploykit.tasks.base import Answer, Loss, Outputs, Scores, Section, ServedOutput
 from deploykit.tasks.checkpoint import check_known, load_checkpoint
 from deploykit.tasks.entry import entry_files
+from deploykit.tasks.sentence import SentenceAuto, is_sentence_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -52,7 +53,9 @@ class TextClassification:
     output = "logits"
     per_token = False
     several = False
-    served = (ServedOutput("label", "BYTES", (-1,)), ServedOutput("score", "FP32", (-1,)))
+    losses: tuple[Loss, ...] = ("cross_entropy", "contrastive")
+    entries = False
+    served: tuple[ServedOutput, ...] = (ServedOutput("label", "BYTES", (-1,)), ServedOutput("score", "FP32", (-1,)))
 
     def sections(self, label_names: Sequence[str]) -> tuple[Section, ...]:
         """None: all columns are one part."""
@@ -69,7 +72,9 @@ class TextClassification:
         return OneClass(columns)
 
     def load_model(self, folder: Path, labels: Sequence[str] | None = None, **settings: Any) -> PreTrainedModel:
-        """The sequence-classification model of a checkpoint folder; see `load_checkpoint`."""
+        """The sequence-classification model of a checkpoint folder, or its sentence model; see `load_checkpoint`."""
+        if settings.pop("pooling", None) == "mean" or is_sentence_model(folder):
+            return load_checkpoint(folder, SentenceAuto, self.name, labels, **settings)
         if labels is not None:
             settings["problem_type"] = "single_label_classification"
         return load_checkpoint(folder, "AutoModelForSequenceClassification", self.name, labels, **settings)
@@ -141,6 +146,10 @@ class TextClassification:
     def entry(self) -> tuple[Path, ...]:
         """The text model's source files."""
         return entry_files("text_classification")
+
+    def served_settings(self, folder: Path) -> Mapping[str, Any]:
+        """Nothing."""
+        return {}
 
     def served_answers(self, found: Outputs) -> list[Answer]:
         """The labels and scores that the text model sent, each [messages, k].

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from deploykit.data.labels import Label, MarkedSpans, Span, classes_of
 from deploykit.errors import UsageError
-from deploykit.tasks.base import Answer, Outputs, Scores, Section, ServedOutput
+from deploykit.tasks.base import Answer, Loss, Outputs, Scores, Section, ServedOutput
 from deploykit.tasks.checkpoint import check_known, load_checkpoint
 from deploykit.tasks.entry import entry_files
 from deploykit.tasks.spans import Found, spans_of_labels, tag_parts, tagged
@@ -66,6 +66,8 @@ class TokenClassification:
     output = "logits"
     per_token = True
     several = False
+    losses: tuple[Loss, ...] = ("cross_entropy",)
+    entries = False
     served = (ServedOutput("entities", "BYTES", (1,)),)
 
     def sections(self, label_names: Sequence[str]) -> tuple[Section, ...]:
@@ -158,6 +160,10 @@ class TokenClassification:
     def entry(self) -> tuple[Path, ...]:
         """The text model's source files."""
         return entry_files("token_classification", Path(__file__).with_name("spans.py"))
+
+    def served_settings(self, folder: Path) -> Mapping[str, Any]:
+        """Nothing."""
+        return {}
 
     def served_answers(self, found: Outputs) -> list[Answer]:
         """The entities that the text model sent, a JSON list for each message.

@@ -7,7 +7,7 @@ __all__ = ["FinetuneResult", "finetune"]
 import contextlib
 import importlib.util
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,16 +19,18 @@ from deploykit.recipe import Finetune
 from deploykit.runners.tokenize import max_length_from_folder
 from deploykit.runners.untrusted import check_checkpoint
 from deploykit.tasks import Task
+from deploykit.tasks.base import Loss
 from deploykit.tasks.quiet import quiet_transformers
 from deploykit.train.augment import labelled_copies
 from deploykit.train.checkpoints import last_complete
 from deploykit.train.distill import with_teacher
 from deploykit.train.dropout import cheap_dropout
+from deploykit.train.heads import Fitting
 from deploykit.train.lesson import Lesson, taught, unlabelled_rows
-from deploykit.train.objective import objective_from_settings
+from deploykit.train.objective import chosen_loss, objective_from_settings
 from deploykit.train.processes import is_main_process, on_cpu, processes
 from deploykit.train.rounding import first_rounded_step, int8_rounding
-from deploykit.train.rows import padding_collator, training_rows
+from deploykit.train.rows import Row, padding_collator, training_rows
 from deploykit.train.strategy import (
     ADAPTERS,
     Adapter,
@@ -113,21 +115,16 @@ def finetune(
     from transformers import set_seed
 
     check_checkpoint(model, trust_pickle=trust_pickle)
+    loss: Loss = "cross_entropy" if lesson is not None else chosen_loss(settings, task)
     workspace.mkdir(parents=True, exist_ok=True)
     if not is_main_process():
         listener = ignore  # one of them speaks for all
     with quiet_transformers(), tracked(tracking) as report_to:
         set_seed(seed)
         tokenizer = _tokenizer(model, settings.max_length)
-        network = _network(model, data.label_names, settings, task, trust_pickle=trust_pickle)
-        splits = {
-            name: training_rows(tokenizer, network, table.texts, task, table.labels or (), data.label_names)
-            for name, table in (("train", data.train), ("validation", data.validation))
-        }
-        splits["validation"].sort(key=lambda row: len(row["input_ids"]))  # batches of like lengths pad little
+        network = _network(model, data.label_names, settings, task, loss, trust_pickle=trust_pickle)
+        splits = _splits(tokenizer, network, data, settings, task, seed)
         epochs = settings.epochs
-        if settings.augment:
-            splits["train"] += labelled_copies(splits["train"], data, settings, task, tokenizer, network, seed)
         if lesson is not None:
             labelled = len(splits["train"])
             splits["train"] += unlabelled_rows(lesson, tokenizer, network, task, splits["train"])
@@ -144,8 +141,11 @@ def finetune(
             distillation = taught(lesson, splits["train"], task, collate, workspace, stage=stage, listener=listener)
             collate = with_teacher(collate, distillation.teacher)
             splits["train"] = [row | {"row": number} for number, row in enumerate(splits["train"])]
-        objective = objective_from_settings(settings, task, splits["train"], data.label_names)
+        objective = objective_from_settings(settings, task, splits["train"], data.label_names, loss)
         rates = layer_rates(network, settings)
+        fitting = None
+        if loss == "contrastive":  # altered copies are behind the rows themselves
+            fitting = Fitting(network, splits["train"][: len(data.train)], collate, task, seed)
         trainer = trainer_class(steps_per_epoch, objective, distillation, adapter, rates)(
             model=network,
             args=_arguments(
@@ -166,25 +166,25 @@ def finetune(
             compute_metrics=lambda prediction: dict(
                 task.metrics(prediction.predictions, prediction.label_ids, data.label_names)
             ),
-            callbacks=[watch, *_early_stopping(settings.early_stopping), *_steering(network, settings, adapter, total)],
+            callbacks=[
+                watch,
+                *([fitting.callback()] if fitting else ()),
+                *_early_stopping(settings.early_stopping),
+                *_steering(network, settings, adapter, total),
+            ],
         )
         trainer.remove_callback(_printer())
         start = None if adapter is not None and adapter.adaptive else last_complete(workspace, listener)
         resumed_from = int(start.name.rpartition("-")[2]) if start else 0
         if start:
             listener(Note(f"going on from training step {resumed_from} of {total}"))
-        # Recomputed activations would meet the usual dropout: a function mode is not open within backward().
-        cheap = on_cpu() and not settings.gradient_checkpointing
-        rounds_from = first_rounded_step(total, settings.epochs, rounded_epochs)
-        rounding: Any = (
-            int8_rounding(network, lambda: trainer.state.global_step >= rounds_from)
-            if rounded_epochs
-            else contextlib.nullcontext()
-        )
-        with interrupts(watch), rounding, cheap_dropout() if cheap else contextlib.nullcontext():
-            trainer.train(resume_from_checkpoint=str(start) if start else None)
+        if total:
+            with interrupts(watch), _computing(trainer, network, settings, total, rounded_epochs):
+                trainer.train(resume_from_checkpoint=str(start) if start else None)
         if watch.interrupted:
             raise KeyboardInterrupt
+        if fitting:
+            fitting.finish()
         metrics = _final_metrics(trainer, network, splits["validation"], task, data.label_names)
         trainable, count = trained_shares(list(network.parameters()))
         network = network if adapter is None else adapter.merged()
@@ -202,6 +202,20 @@ def finetune(
         device=str(trainer.args.device),
         precision=_precision(settings.precision),
     )
+
+
+@contextlib.contextmanager
+def _computing(trainer: Any, network: Any, settings: Finetune, total: int, rounded_epochs: float) -> Iterator[None]:
+    """How the model computes while it is trained: with cheap dropout, and in the last epochs rounded where asked."""
+    # Recomputed activations would meet the usual dropout: a function mode is not open within backward().
+    cheap = on_cpu() and not settings.gradient_checkpointing
+    rounds_from = first_rounded_step(total, settings.epochs, rounded_epochs)
+    with contextlib.ExitStack() as stack:
+        if rounded_epochs:
+            stack.enter_context(int8_rounding(network, lambda: trainer.state.global_step >= rounds_from))
+        if cheap:
+            stack.enter_context(cheap_dropout())
+        yield
 
 
 _DROPOUTS = (
@@ -223,7 +237,23 @@ def _tokenizer(model: Path, max_length: int) -> Any:
     return tokenizer
 
 
-def _network(model: Path, labels: Sequence[str], settings: Finetune, task: Task, *, trust_pickle: bool) -> Any:
+def _splits(
+    tokenizer: Any, network: Any, data: LabelledData, settings: Finetune, task: Task, seed: int
+) -> dict[str, list[Row]]:
+    """The rows to train on, behind them their altered copies, and those to watch."""
+    splits = {
+        name: training_rows(tokenizer, network, table.texts, task, table.labels or (), data.label_names)
+        for name, table in (("train", data.train), ("validation", data.validation))
+    }
+    splits["validation"].sort(key=lambda row: len(row["input_ids"]))  # batches of like lengths pad little
+    if settings.augment:
+        splits["train"] += labelled_copies(splits["train"], data, settings, task, tokenizer, network, seed)
+    return splits
+
+
+def _network(
+    model: Path, labels: Sequence[str], settings: Finetune, task: Task, loss: Loss, *, trust_pickle: bool
+) -> Any:
     """The model with a head for these labels, and what is not to be trained frozen."""
     import torch
 
@@ -234,8 +264,11 @@ def _network(model: Path, labels: Sequence[str], settings: Finetune, task: Task,
         use_safetensors=None if trust_pickle else True,
         dtype=torch.float32,  # master weights; autocast computes in `precision`
         **_dropout(model, settings.dropout),
+        **({"pooling": "mean"} if loss == "contrastive" else {}),
     )
     freeze(network, settings)
+    if loss == "contrastive" or task.entries:
+        network.classifier.requires_grad_(False)  # it is fitted, and entries stay those of the whole model
     return network
 
 

@@ -6,7 +6,7 @@ embeddings those of Miyato, Dai and Goodfellow 2017 (section 3), known as FGM.
 
 from __future__ import annotations
 
-__all__ = ["Objective", "class_weights", "objective_from_settings"]
+__all__ = ["Objective", "chosen_loss", "class_weights", "objective_from_settings"]
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,10 +15,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from deploykit.errors import TrainingError
 from deploykit.recipe import Finetune
 from deploykit.tasks import Task
-from deploykit.tasks.base import Section
+from deploykit.tasks.base import Loss, Section
+from deploykit.train.contrastive import check_pairs, contrastive_loss
 from deploykit.train.rows import NO_LABEL, Row, sections_of
+
+_OF_LABELS = ("class_weights", "focal_gamma", "label_smoothing", "r_drop", "adversarial")
+"""Settings of a loss that compares logits with labels."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,7 @@ class Objective:
         adversarial: length of the step on a message's embeddings that raises its loss most; 0 takes none.
         several: whether a message may have several labels: each is judged by itself.
         sections: the parts of the logits that are decided on apart, whose costs are added; none where all are one.
+        temperature: of the contrastive loss, which then is the whole of it; None for cross entropy.
     """
 
     output: str
@@ -44,12 +50,13 @@ class Objective:
     adversarial: float = 0.0
     several: bool = False
     sections: tuple[Section, ...] = ()
+    temperature: float | None = None
 
     @property
     def plain(self) -> bool:
         """Whether it is what the model computes itself."""
         smoothed = self.several and self.smoothing
-        parts = self.weights is not None or bool(self.sections)
+        parts = self.weights is not None or bool(self.sections) or bool(self.temperature)
         return not (parts or self.gamma or self.r_drop or self.adversarial or smoothed)
 
     def loss(self, model: Any, batch: Mapping[str, Any]) -> tuple[Any, Any]:
@@ -64,6 +71,9 @@ class Objective:
         if not model.training:
             outputs = model(**inputs)
             return self._cost(outputs[self.output], labels), outputs
+        if self.temperature is not None:
+            outputs = model(**inputs)
+            return contrastive_loss(outputs["embedding"], labels, self.temperature), outputs
         if not self.adversarial:
             return self._agreed(model, inputs, labels)
         import torch
@@ -162,7 +172,36 @@ class Objective:
         return functional.log_softmax(logits, dim=-1)
 
 
-def objective_from_settings(settings: Finetune, task: Task, rows: Sequence[Row], names: Sequence[str]) -> Objective:
+def chosen_loss(settings: Finetune, task: Task) -> Loss:
+    """The loss that a recipe's `finetune` section asks for, or the task's own.
+
+    Raises:
+        TrainingError: the task can't be trained by it, or it leaves no room for something else that is asked for.
+    """
+    loss: Loss = task.losses[0] if settings.loss == "auto" else settings.loss
+    if loss not in task.losses:
+        raise TrainingError(f"{task.name} can't be trained by the {loss} loss", f"finetune.loss={task.losses[0]}")
+    if loss == "contrastive":
+        strange = [name for name in (*_OF_LABELS, "teacher")
+                   if getattr(settings, name) != type(settings).model_fields[name].default]  # fmt: skip
+        if strange:
+            raise TrainingError(
+                f"the contrastive loss leaves no room for finetune.{', finetune.'.join(strange)}",
+                "leave out one of both",
+            )
+        if settings.strategy == "head" and settings.epochs:
+            raise TrainingError(
+                "the contrastive loss trains the encoder, and finetune.strategy=head leaves it as it is",
+                "finetune.epochs=0 fits the head alone",
+            )
+    elif not settings.epochs:
+        raise TrainingError(f"nothing is trained in 0 epochs by the {loss} loss", "only finetune.loss=contrastive can")
+    return loss
+
+
+def objective_from_settings(
+    settings: Finetune, task: Task, rows: Sequence[Row], names: Sequence[str], loss: Loss = "cross_entropy"
+) -> Objective:
     """The objective that a recipe's `finetune` section asks for.
 
     Args:
@@ -170,7 +209,12 @@ def objective_from_settings(settings: Finetune, task: Task, rows: Sequence[Row],
         task: what the model learns.
         rows: to train on, with `labels`.
         names: what the model's outputs are called.
+        loss: what `chosen_loss` says.
     """
+    if loss == "contrastive":
+        if settings.epochs:
+            check_pairs([row["labels"] for row in rows])
+        return Objective(task.output, temperature=settings.temperature)
     sections = task.sections(names)
     return Objective(
         task.output,

@@ -14,6 +14,7 @@ from typing import Any
 from deploykit.errors import TrainingError
 from deploykit.events import Listener, Progress
 from deploykit.train.checkpoints import seal
+from deploykit.train.contrastive import PairSampler
 from deploykit.train.distill import Distillation, distillation_loss
 from deploykit.train.objective import Objective
 from deploykit.train.strategy import Adapter
@@ -91,6 +92,9 @@ def trainer_class(
                     return order
 
             data = self.train_dataset if train_dataset is None else train_dataset
+            if objective.temperature is not None:
+                size = self.args.train_batch_size * self.args.gradient_accumulation_steps
+                return PairSampler(data, size, lambda: self.args.seed + self.state.global_step // steps_per_epoch)
             return EpochSampler(self.args.train_batch_size * self.args.gradient_accumulation_steps, dataset=data)
 
     return WatchfulTrainer

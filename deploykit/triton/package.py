@@ -135,6 +135,7 @@ def build_package(
         "max_length": encoder.max_length,
         "pad_id": encoder.pad_id,
         "pad_type_id": 0,
+        **task.served_settings(source),
     }
     (text_folder / "1" / "entry.json").write_text(json.dumps(entry, indent=1, ensure_ascii=False), encoding="utf-8")
     write_config(

@@ -23,6 +23,7 @@ LEVELS = (
 """The lowest first; `deploykit` itself has the version, which all may read, and `load`, for callers from outside."""
 CARRIED = (
     "triton/entries/logits_model.py",
+    "triton/entries/retrieval.py",
     "triton/entries/text_model.py",
     "triton/entries/text_classification.py",
     "triton/entries/token_classification.py",

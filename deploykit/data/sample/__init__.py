@@ -7,6 +7,19 @@ test, so that no model can know the test split by heart.
 
 from __future__ import annotations
 
-from .rows import OUT_OF_SCOPE, SampleRow, Span, intent_rows, support_rows, write_support_csv
+from .rows import (
+    OUT_OF_SCOPE,
+    FaqRow,
+    SampleRow,
+    Span,
+    faq_entries,
+    faq_rows,
+    intent_rows,
+    support_rows,
+    write_support_csv,
+)
 
-__all__ = ["OUT_OF_SCOPE", "SampleRow", "Span", "intent_rows", "support_rows", "write_support_csv"]
+__all__ = [
+    "OUT_OF_SCOPE", "FaqRow", "SampleRow", "Span", "faq_entries", "faq_rows", "intent_rows", "support_rows",
+    "write_support_csv",
+]  # fmt: skip

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-__all__ = ["OUT_OF_SCOPE", "SampleRow", "Span", "intent_rows", "support_rows", "write_support_csv"]
+__all__ = [
+    "OUT_OF_SCOPE", "FaqRow", "SampleRow", "Span", "faq_entries", "faq_rows", "intent_rows", "support_rows",
+    "write_support_csv",
+]  # fmt: skip
 
 import csv
 import json
@@ -13,7 +16,7 @@ from pathlib import Path
 from random import Random
 
 from .noise import STYLES, Style, add_typos, shorten, with_case
-from .templates import Piece, expand, load_surroundings, load_topics, load_values
+from .templates import Piece, expand, load_faq, load_surroundings, load_topics, load_values
 from .values import Split, Values, chance, pick
 
 OUT_OF_SCOPE = "out_of_scope"
@@ -87,6 +90,29 @@ def intent_rows(split: Split, seed: int = 0) -> list[SampleRow]:
         found.append(joined)
     order = [rng.random() for _ in found]
     return [row for _, row in sorted(zip(order, found, strict=True), key=lambda pair: pair[0])]
+
+
+@dataclass(frozen=True)
+class FaqRow:
+    """A question of the shop's help page, the name of its answer, and the answer."""
+
+    text: str
+    label: str
+    answer: str
+
+
+def faq_entries() -> list[FaqRow]:
+    """The shop's help page: 64 questions with 32 answers, which are named as the intents are that they answer."""
+    return [
+        FaqRow(question, label, entry["answer"])
+        for label, entry in load_faq().items()
+        for question in entry["questions"]
+    ]
+
+
+def faq_rows(split: Split, seed: int = 0) -> list[SampleRow]:
+    """The messages that the help page answers: the customer-support sample without what is out of scope."""
+    return [row for row in support_rows(split, seed) if row.label != OUT_OF_SCOPE]
 
 
 def _joined(first: SampleRow, second: SampleRow, between: str) -> SampleRow:

@@ -5,7 +5,7 @@ A template is a sentence with choices, `[a|b]`, and slots, `{order}`. Each list 
 
 from __future__ import annotations
 
-__all__ = ["Piece", "Surroundings", "Topic", "expand", "load_surroundings", "load_topics", "load_values"]
+__all__ = ["Piece", "Surroundings", "Topic", "expand", "load_faq", "load_surroundings", "load_topics", "load_values"]
 
 import re
 import tomllib
@@ -68,6 +68,11 @@ def load_topics(split: Split) -> dict[str, Topic]:
             aside=table["aside"][split],
         )
     return topics
+
+
+def load_faq() -> dict[str, Any]:
+    """The help page: `questions` and `answer` by the name of the answer."""
+    return _read("faq")
 
 
 def load_surroundings(split: Split) -> Surroundings:

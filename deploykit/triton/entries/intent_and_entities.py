@@ -19,11 +19,8 @@ from numpy.typing import NDArray
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from spans import tag_parts  # type: ignore[import-not-found, unused-ignore]
-from text_classification import (  # type: ignore[import-not-found, unused-ignore]
-    ranked_labels,
-    wanted_labels,
-)
-from text_model import TextModel  # type: ignore[import-not-found, unused-ignore]
+from text_classification import ranked_labels  # type: ignore[import-not-found, unused-ignore]
+from text_model import TextModel, asked_top_k  # type: ignore[import-not-found, unused-ignore]
 from token_classification import (  # type: ignore[import-not-found, unused-ignore]
     entities_as_json,
     padded_logits,
@@ -45,9 +42,8 @@ class TritonPythonModel(TextModel):  # type: ignore[misc, unused-ignore]
         self._tags = [tag_parts(label) for label in self.labels[: -len(names)]]
 
     def asked(self, request: Any) -> int:
-        """How many intents a request wants, at most all."""
-        wanted: int = wanted_labels(request)
-        return min(wanted, len(self._intents))
+        """How many intents a request wants: its parameter `top_k`, 1 where it has none, at most all."""
+        return int(asked_top_k(request, len(self._intents)))
 
     def outputs(
         self,

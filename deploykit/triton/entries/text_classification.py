@@ -5,9 +5,8 @@ It is copied into a package as `NAME/1/model.py`, with `text_model.py` beside it
 
 from __future__ import annotations
 
-__all__ = ["TritonPythonModel", "ranked_labels", "wanted_labels"]
+__all__ = ["TritonPythonModel", "ranked_labels"]
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from text_model import TextModel  # type: ignore[import-not-found, unused-ignore]
+from text_model import TextModel, asked_top_k  # type: ignore[import-not-found, unused-ignore]
 
 
 class TritonPythonModel(TextModel):  # type: ignore[misc, unused-ignore]
@@ -29,8 +28,8 @@ class TritonPythonModel(TextModel):  # type: ignore[misc, unused-ignore]
         self._names = np.array([label.encode("utf-8") for label in self.labels], dtype=np.object_)
 
     def asked(self, request: Any) -> int:
-        """How many labels a request wants, at most all."""
-        return min(wanted_labels(request), len(self._names))
+        """How many labels a request wants: its parameter `top_k`, 1 where it has none, at most all."""
+        return int(asked_top_k(request, len(self._names)))
 
     def outputs(
         self,
@@ -46,15 +45,6 @@ class TritonPythonModel(TextModel):  # type: ignore[misc, unused-ignore]
         return [
             {"label": labels[own, :top_k], "score": scores[own, :top_k], "logits": rows[own]} for own, top_k in asked
         ]
-
-
-def wanted_labels(request: Any) -> int:
-    """How many labels a request wants: its parameter `top_k`, 1 where it has none; ValueError says what is wrong."""
-    parameters = request.parameters()
-    asked = json.loads(parameters).get("top_k", 1) if len(parameters) > len("{}") else 1
-    if not isinstance(asked, int) or isinstance(asked, bool) or asked < 1:
-        raise ValueError(f"the parameter top_k must be a positive integer, and is {asked!r}")
-    return asked
 
 
 def ranked_labels(logits: NDArray[np.float32], deepest: int) -> tuple[NDArray[np.intp], NDArray[np.float32]]:

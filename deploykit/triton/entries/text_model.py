@@ -8,7 +8,7 @@ takes), `max_length` in tokens, `pad_id` and `pad_type_id`. NVIDIA runs it in Py
 
 from __future__ import annotations
 
-__all__ = ["TextModel", "groups_by_length"]
+__all__ = ["TextModel", "asked_top_k", "groups_by_length"]
 
 import abc
 import json
@@ -47,7 +47,8 @@ class TextModel(abc.ABC):
 
     def initialize(self, args: dict[str, str]) -> None:
         """Reads what lies beside this file."""
-        entry = json.loads((_HERE / "entry.json").read_text(encoding="utf-8"))
+        self.entry: dict[str, Any] = json.loads((_HERE / "entry.json").read_text(encoding="utf-8"))
+        entry = self.entry
         self.labels: list[str] = entry["labels"]
         columns = {
             "input_ids": ("ids", entry["pad_id"]),
@@ -155,6 +156,18 @@ class _Tokens:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+
+def asked_top_k(request: Any, most: int) -> int:
+    """How many answers a request wants: its parameter `top_k`, 1 where it has none, at most `most`.
+
+    ValueError says what is wrong with it.
+    """
+    parameters = request.parameters()
+    asked = json.loads(parameters).get("top_k", 1) if len(parameters) > len("{}") else 1
+    if not isinstance(asked, int) or isinstance(asked, bool) or asked < 1:
+        raise ValueError(f"the parameter top_k must be a positive integer, and is {asked!r}")
+    return min(asked, most)
 
 
 def groups_by_length(lengths: Sequence[int], waste: int) -> list[list[int]]:

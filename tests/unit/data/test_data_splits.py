@@ -6,8 +6,10 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from deploykit.data.splits import split_validation
+from deploykit.data.splits import draw_per_class, split_validation
 
 LABELS = ["a"] * 50 + ["b"] * 30 + ["c"] * 19 + ["single"]
 
@@ -49,3 +51,11 @@ def test_small_classes_share_what_is_held_out() -> None:
 def test_nothing_is_held_out_where_every_class_has_one_row() -> None:
     train, held_out = split_validation(["a", "b", "c"], 0.5, seed=0)
     assert (len(train), len(held_out)) == (3, 0)
+
+
+@given(st.lists(st.sampled_from("abc"), min_size=1), st.integers(1, 5), st.integers(0, 3))
+def test_equally_many_of_each_class_are_drawn(labels: list[str], count: int, seed: int) -> None:
+    drawn = draw_per_class(labels, count, seed)
+    assert drawn.tolist() == sorted(set(drawn.tolist()))
+    assert Counter(labels[row] for row in drawn) == {name: min(count, labels.count(name)) for name in set(labels)}
+    assert drawn.tolist() == draw_per_class(labels, count, seed).tolist()

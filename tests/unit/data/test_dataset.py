@@ -38,3 +38,20 @@ def test_a_training_by_itself_takes_them_too(files: Path) -> None:
 def test_a_file_that_is_not_there_is_named(files: Path) -> None:
     with pytest.raises(DataError, match=r"nowhere\.csv"):
         load_data(Data(train="train.csv", test="test.csv", unlabelled="nowhere.csv"), 0, files)
+
+
+def test_a_few_rows_of_each_label_are_drawn_by_the_seed(files: Path) -> None:
+    section = Data(train="train.csv", test="test.csv", validation=0.2, per_label=3)
+    data, other = (load_data(section, seed, files)[0] for seed in (0, 1))
+    assert sorted(map(str, data.train.labels or ())) == ["a"] * 3 + ["b"] * 3
+    assert len(data.validation) == 8
+    assert data.train.texts == load_data(section, 0, files)[0].train.texts != other.train.texts
+
+
+def test_rows_of_other_labels_are_left_out(files: Path) -> None:
+    data, _ = load_data(Data(train="train.csv", test="test.csv", validation=0.2), 0, files)
+    found = data.with_labels(("a", "new"))
+    assert set(found.train.labels or ()) == {"a"}
+    assert (found.label_names, len(found.test)) == (("a", "new"), 1)
+    with pytest.raises(DataError, match="no row has one of the 1 entries"):
+        data.with_labels(("new",))

@@ -322,14 +322,14 @@ def entry(load: Callable[[Path], Any], tmp_path: Path, monkeypatch: pytest.Monke
     tokenizer.enable_padding(length=64)
     tokenizer.enable_truncation(5)
     tokenizer.save(str(tmp_path / "tokenizer.json"))
-    shutil.copy(ENTRY, tmp_path / "model.py")
     for source in find_task("text-classification").entry()[1:]:
         shutil.copy(source, tmp_path)
         monkeypatch.delitem(sys.modules, source.stem, raising=False)
     Call.made = []
     Call.answer = staticmethod(by_length)
 
-    def initialized(parameters: dict[str, str] | None = None, **changes: Any) -> Any:
+    def initialized(parameters: dict[str, str] | None = None, model: Path = ENTRY, **changes: Any) -> Any:
+        shutil.copy(model, tmp_path / "model.py")
         said = {
             "model": "intents_onnx",
             "labels": ["card", "größe", "other"],
@@ -340,16 +340,16 @@ def entry(load: Callable[[Path], Any], tmp_path: Path, monkeypatch: pytest.Monke
             **changes,
         }
         (tmp_path / "entry.json").write_text(json.dumps(said))
-        model = load(tmp_path / "model.py").TritonPythonModel()
+        found = load(tmp_path / "model.py").TritonPythonModel()
         given = {"parameters": {key: {"string_value": value} for key, value in (parameters or {}).items()}}
-        model.initialize(
+        found.initialize(
             {
                 "model_version": "7",
                 "model_repository": str(tmp_path / "repository" / "intents"),
                 "model_config": json.dumps(given),
             }
         )
-        return model
+        return found
 
     return initialized
 
@@ -392,6 +392,20 @@ def test_top_k_ranks_and_is_each_requests_own(entry: Callable[..., Any]) -> None
     assert responses[2].array("label").shape == (1, 3)
     assert responses[2].array("score").shape == (1, 3)
     np.testing.assert_allclose(responses[2].array("score").sum(), 1.0, rtol=1e-6)
+
+
+def test_entries_are_answered_with_their_text_and_cosine(entry: Callable[..., Any]) -> None:
+    model = entry(model=ENTRY.with_name("retrieval.py"), scale=20.0, answers={"größe": "Im Konto: Maße."})
+    wanted = ("entry", "answer", "score", "logits")
+    two, one = model.execute([text("hello", "is", outputs=wanted, top_k=2), text("where is my card", outputs=wanted)])
+    assert two.array("entry").tolist() == [["größe".encode(), b"card"]] * 2
+    assert two.array("answer").tolist() == [["Im Konto: Maße.".encode(), b""]] * 2
+    np.testing.assert_allclose(two.array("score"), [[8 / 20, 3 / 20], [5 / 20, 3 / 20]], rtol=1e-6)
+    assert two.array("score").dtype == np.float32
+    assert one.array("entry").tolist() == [[b"card"]]
+    assert one.array("logits").tolist() == [[6, 4, 0]]
+    (refused,) = model.execute([text("hello", outputs=wanted, top_k=0)])
+    assert "top_k" in refused.error.message
 
 
 @pytest.mark.parametrize("top_k", [0, -1, 1.5, "two", True, None])

@@ -1,0 +1,63 @@
+"""Triton Python model: text in, the nearest entries out; another model of the package computes the logits.
+
+It is copied into a package as `NAME/1/model.py`, with `text_model.py` beside it.
+"""
+
+from __future__ import annotations
+
+__all__ = ["TritonPythonModel"]
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from text_model import TextModel, asked_top_k  # type: ignore[import-not-found, unused-ignore]
+
+
+class TritonPythonModel(TextModel):  # type: ignore[misc, unused-ignore]
+    """Retrieval."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Reads what lies beside this file."""
+        super().initialize(args)
+        answers = self.entry["answers"]
+        self._scale = np.float32(self.entry["scale"])
+        self._names = np.array([label.encode("utf-8") for label in self.labels], dtype=np.object_)
+        self._texts = np.array([answers.get(label, "").encode("utf-8") for label in self.labels], dtype=np.object_)
+
+    def asked(self, request: Any) -> int:
+        """How many entries a request wants: its parameter `top_k`, 1 where it has none, at most all."""
+        return int(asked_top_k(request, len(self._names)))
+
+    def outputs(
+        self,
+        messages: list[str],
+        encodings: list[Any],
+        logits: list[NDArray[np.float32]],
+        asked: list[tuple[slice, int]],
+    ) -> list[dict[str, NDArray[Any]]]:
+        """`entry`, `answer` and `score` (a cosine), nearest first, and `logits` for each request."""
+        rows = np.stack(logits)
+        best = _nearest(rows, max(top_k for _, top_k in asked))
+        scores = np.take_along_axis(rows, best, axis=1) / self._scale
+        return [
+            {
+                "entry": self._names[best[own, :top_k]],
+                "answer": self._texts[best[own, :top_k]],
+                "score": scores[own, :top_k],
+                "logits": rows[own],
+            }
+            for own, top_k in asked
+        ]
+
+
+def _nearest(logits: NDArray[np.float32], deepest: int) -> NDArray[np.intp]:
+    """The indices of the largest logits of each row, largest first, of equal ones the lower: [rows, deepest]."""
+    best = logits.argmax(axis=1)[:, np.newaxis] if deepest == 1 else np.argsort(-logits, axis=1, kind="stable")
+    nearest: NDArray[np.intp] = best[:, :deepest]
+    return nearest
