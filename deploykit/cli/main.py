@@ -37,6 +37,7 @@ COMMANDS = {
     "tune": "Search the Triton settings for the highest rate that holds a p99 limit.",
     "serve": "Start a real Triton server on a repository.",
     "ask": "Send text to a server and print the answer.",
+    "monitor": "Sentiment of a stream of messages, and an alert when negatives surge.",
     "doctor": "What this machine has, what is missing, and the command that adds it.",
     "schema": "Print the JSON schema of recipes, for editors.",
     "completion": "Print shell completion for bash, zsh or fish.",

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-__all__ = ["local_file", "read_rows"]
+__all__ = ["jsonl_rows", "local_file", "read_rows"]
 
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -48,7 +48,8 @@ def read_rows(reference: str, columns: Columns) -> Table:
                 rows = _csv_rows(path, columns, DELIMITERS[suffix])
                 return table_from_rows(reference, "line", columns, rows)
             case ".jsonl":
-                return table_from_rows(reference, "line", columns, _jsonl_rows(path, columns))
+                with path.open("rb") as handle:
+                    return table_from_rows(reference, "line", columns, jsonl_rows(handle, path, columns))
             case ".json":
                 return table_from_rows(reference, "row", columns, _json_rows(path, columns))
             case ".parquet":
@@ -63,23 +64,29 @@ def read_rows(reference: str, columns: Columns) -> Table:
 
 
 def _read_sample(reference: str, columns: Columns) -> Table:
-    from deploykit.data.sample import intent_rows, support_rows
+    from deploykit.data.sample import intent_rows, sentiment_rows, stream_rows, support_rows
 
-    name, _, split = reference.removeprefix("sample:").partition("/")
-    made = {"support": support_rows, "intents": intent_rows}.get(name)
-    if made is None or split not in ("train", "test"):
-        known = ", ".join(f"sample:{each}/{part}" for each in ("support", "intents") for part in ("train", "test"))
-        raise DataError(f"{reference}: no such sample", f"known: {known}")
-    if error := missing_column(reference, columns, ("text", "label", "entities", "intents")):
+    parts: dict[str, tuple[Callable[[Any], Sequence[Any]], Sequence[str], Sequence[str]]] = {
+        "support": (support_rows, ("train", "test"), ("text", "label", "entities", "intents")),
+        "intents": (intent_rows, ("train", "test"), ("text", "label", "entities", "intents")),
+        "sentiment": (sentiment_rows, ("train", "test"), ("text", "sentiment", "topic")),
+        "stream": (stream_rows, ("quiet", "surge"), ("time", "text", "sentiment", "topic")),
+    }
+    name, _, part = reference.removeprefix("sample:").partition("/")
+    made, known, names = parts.get(name, (None, (), ()))
+    if made is None or part not in known:
+        every = ", ".join(f"sample:{each}/{part}" for each, (_, known, _) in parts.items() for part in known)
+        raise DataError(f"{reference}: no such sample", f"known: {every}")
+    if error := missing_column(reference, columns, names):
         raise error
-    found = made("train" if split == "train" else "test")
     rows = (
-        (number, row.text, [getattr(row, name) for name in columns.labels]) for number, row in enumerate(found, start=1)
+        (number, row.text, [getattr(row, name) for name in columns.labels])
+        for number, row in enumerate(made(part), start=1)
     )
     return table_from_rows(reference, "row", columns, rows)
 
 
-def _lines(handle: BinaryIO, source: Path) -> Iterator[tuple[int, str]]:
+def _lines(handle: BinaryIO, source: Path | str) -> Iterator[tuple[int, str]]:
     """Numbered lines of UTF-8 text, with their ends; a byte order mark is skipped."""
     offset = number = 0
     while raw := handle.readline(LONGEST_LINE + 1):
@@ -149,12 +156,16 @@ def _csv_reason(said: str) -> str:
     return f"malformed quotes ({said}); a quote within a quoted field is written twice"
 
 
-def _jsonl_rows(path: Path, columns: Columns) -> Iterator[RawRow]:
-    with path.open("rb") as handle:
-        for line, text in _lines(handle, path):
-            if text.strip():
-                where = f"{path}: line {line}"
-                yield line, *_fields(_parsed(text.rstrip(), where), where, columns)
+def jsonl_rows(handle: BinaryIO, source: Path | str, columns: Columns) -> Iterator[RawRow]:
+    """The rows of an open file with an object of JSON on each line; blank lines are skipped.
+
+    Raises:
+        DataError: a line is no such object; names the source and the line.
+    """
+    for line, text in _lines(handle, source):
+        if text.strip():
+            where = f"{source}: line {line}"
+            yield line, *_fields(_parsed(text.rstrip(), where), where, columns)
 
 
 def _json_rows(path: Path, columns: Columns) -> Iterator[RawRow]:
