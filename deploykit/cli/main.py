@@ -26,6 +26,7 @@ COMMANDS = {
     "init": "Scaffold a project: a recipe and sample data that run as they are.",
     "check": "Validate a recipe and print its plan; loads no model.",
     "run": "The whole pipeline: fine-tune, prune, quantize, prove, measure, publish.",
+    "pretrain": "Go on with an encoder's pretraining on messages without labels.",
     "finetune": "Fine-tune a pretrained model on labelled messages.",
     "prune": "Prune a fine-tuned model to a speed, and let it recover.",
     "export": "Export a checkpoint folder to a verified ONNX folder.",
@@ -44,7 +45,7 @@ COMMANDS = {
 }
 """Every command, in the order of its help, with its short help: the module NAME_command has it."""
 
-_RESUMABLE = ("run", "finetune", "prune", "tune")
+_RESUMABLE = ("run", "pretrain", "finetune", "prune", "tune")
 _INTERRUPTED = 130
 
 

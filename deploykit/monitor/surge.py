@@ -309,7 +309,7 @@ class _Detector:
     def follow(self, law: Usual, number: int, surge: _Found) -> None:
         """Take a window in while an alert is open, and see whether it has ended or become what is usual."""
         ratio = log_ratio(law, self._odds, self._messages[number], self._negatives[number])
-        back = -float(ratio[surge.series, surge.factor])
+        back = -float(ratio[surge.series, max(0, surge.factor - 1)])  # a surge that has become weaker goes on
         surge.laws[number] = law
         surge.back = max(0.0, surge.back) + back
         if surge.back <= 0:

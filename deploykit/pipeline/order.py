@@ -6,5 +6,5 @@ __all__ = ["STAGES", "Stage"]
 
 from typing import Final, Literal, get_args
 
-Stage = Literal["data", "finetune", "prune", "export", "quantize", "package", "parity", "latency", "publish"]
+Stage = Literal["data", "pretrain", "finetune", "prune", "export", "quantize", "package", "parity", "latency", "publish"]
 STAGES: Final[tuple[Stage, ...]] = get_args(Stage)

@@ -24,13 +24,14 @@ from deploykit.recipe.load import DATA_FILES
 from deploykit.runners.checkpoint import resolve_model
 
 _VERSION: Final[Mapping[Stage, int]] = {
-    "data": 1, "finetune": 1, "prune": 1, "export": 2, "quantize": 3, "package": 3, "parity": 2, "latency": 1,
+    "data": 1, "pretrain": 1, "finetune": 1, "prune": 1, "export": 2, "quantize": 3, "package": 3, "parity": 2, "latency": 1,
     "publish": 1,
 }  # fmt: skip
 """Of each stage's code: raised when it makes something else of the same input, so that older artefacts are not used."""
 
 _PACKAGES: Final[Mapping[Stage, tuple[str, ...]]] = {
     "data": (),
+    "pretrain": ("torch", "transformers", "accelerate"),
     "finetune": ("torch", "transformers", "accelerate"),
     "prune": ("torch", "transformers", "accelerate", "onnx", "onnxscript", "onnxruntime"),
     "export": ("torch", "transformers", "onnx", "onnxscript", "onnxruntime"),
@@ -122,6 +123,9 @@ def make_plan(recipe: Recipe, base: Path, *, download: bool = True) -> Plan:
             "seed": recipe.seed,
         }
         | {part: data[part] for part in ("test", "validation") if part not in files},
+        "pretrain": {"model": model, "seed": recipe.seed, "trust_pickle": recipe.trust_pickle}
+        | {"max_length": recipe.finetune.max_length}
+        | dump["pretrain"],
         "finetune": task
         | {"model": model, "seed": recipe.seed, "trust_pickle": recipe.trust_pickle}
         | dump["finetune"]
@@ -143,7 +147,8 @@ def make_plan(recipe: Recipe, base: Path, *, download: bool = True) -> Plan:
     }
     parents: dict[Stage, tuple[Stage, ...]] = {
         "data": (),
-        "finetune": ("data",),
+        "pretrain": ("data",),
+        "finetune": (*(("pretrain",) if recipe.pretrains else ()), "data"),
         "prune": ("finetune", "data"),
         "export": (recipe.model_stage,),
         "quantize": ("export", "data"),
@@ -155,7 +160,7 @@ def make_plan(recipe: Recipe, base: Path, *, download: bool = True) -> Plan:
     keys: dict[str, JsonValue] = {}
     steps = []
     for stage in STAGES:
-        if stage == "prune" and not recipe.prunes:
+        if (stage == "prune" and not recipe.prunes) or (stage == "pretrain" and not recipe.pretrains):
             continue
         versions: dict[str, JsonValue] = {name: _installed(name) for name in _PACKAGES[stage]}
         above: dict[str, JsonValue] = {name: keys[name] for name in parents[stage]}
