@@ -44,6 +44,8 @@ START = datetime(2026, 1, 5)
 LEARN, YEAR = 28, 365
 POSITIVE = 0.25
 PLAN = StreamPlan()
+SIX_HOURS = (0.04, 0.36, 0.4, 0.2)
+"""The shares of a day's messages that come in its quarters."""
 QUIET: dict[str, StreamPlan] = {
     "as shipped": PLAN,
     "a fifth of the volume": replace(PLAN, messages=tuple(mean / 5 for mean in PLAN.messages)),
@@ -52,6 +54,7 @@ QUIET: dict[str, StreamPlan] = {
     "days that differ twice as much": replace(PLAN, day_spread=0.2),
     "Mondays with twice the odds": replace(PLAN, weekday_odds=(2.0, 1.1, 1.0, 1.0, 0.95, 0.7, 0.7)),
     "a sale every month": PLAN,
+    "windows of six hours": PLAN,
 }
 SURGES: dict[str, StreamPlan] = {
     "as shipped": replace(PLAN, surge=SURGE),
@@ -103,8 +106,10 @@ def simulated(plan: StreamPlan, days: int, seed: int, sales: Sequence[int]) -> l
     return found
 
 
-def answered(days: Sequence[Mapping[tuple[str, str], int]], confusion: Confusion, seed: int) -> list[Window]:
-    """What a monitor counts of it."""
+def answered(
+    days: Sequence[Mapping[tuple[str, str], int]], confusion: Confusion, seed: int, parts: Sequence[float] = (1.0,)
+) -> list[Window]:
+    """What a monitor counts of it, in windows that get these shares of a day."""
     rng = np.random.default_rng([seed, 1])
     windows = []
     for number, counts in enumerate(days):
@@ -113,7 +118,10 @@ def answered(days: Sequence[Mapping[tuple[str, str], int]], confusion: Confusion
             answers = list(confusion[kind])
             drawn = rng.multinomial(count, [confusion[kind][answer] for answer in answers])
             seen.update({answer: int(each) for answer, each in zip(answers, drawn, strict=True) if each})
-        windows.append(Window(START + timedelta(days=number), dict(seen)))
+        split = {answer: rng.multinomial(count, parts) for answer, count in seen.items()}
+        for part in range(len(parts)):
+            start = START + timedelta(days=number + part / len(parts))
+            windows.append(Window(start, {answer: int(each[part]) for answer, each in split.items() if each[part]}))
     return windows
 
 
@@ -186,9 +194,14 @@ def plain_rules(windows: Sequence[Window]) -> dict[str, list[int]]:
 def quiet_stream(name: str, confusion: Confusion, seed: int) -> dict[str, Any]:
     """The days of the false alarms in a year, by observer."""
     sales = range(36, LEARN + YEAR, 30) if name == "a sale every month" else (36,)
-    windows = answered(simulated(QUIET[name], LEARN + YEAR, seed, sales), confusion, seed)
-    monitor = [(alert.found - START).days for alert in judge_stream(windows, SurgeRule()).alerts]
-    return {"monitor": monitor, **plain_rules(windows)}
+    days = simulated(QUIET[name], LEARN + YEAR, seed, sales)
+    whole = answered(days, confusion, seed)
+    parts = SIX_HOURS if name == "windows of six hours" else (1.0,)
+    rule = SurgeRule(window_s=86400 // len(parts))
+    monitor = [
+        (alert.found - START).days for alert in judge_stream(answered(days, confusion, seed, parts), rule).alerts
+    ]
+    return {"monitor": monitor, **plain_rules(whole)}
 
 
 def surge_stream(name: str, confusion: Confusion, seed: int, ideal: Ideal) -> dict[str, Any]:

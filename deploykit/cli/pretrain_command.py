@@ -18,13 +18,14 @@ _EPOCHS = 3.0
 @click.command("pretrain")
 @click.argument("model")
 @click.option(
-    "--data", required=True, multiple=True, help="Messages: a file, hub:DATASET:SPLIT or sample:support/train; repeatable."
+    "--data",
+    required=True,
+    multiple=True,
+    help="Messages: a file, hub:DATASET:SPLIT or sample:support/train; repeatable.",
 )
 @click.option("--text", default="text", show_default=True, help="The column that holds the message.")
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="The folder to write.")
-@click.option(
-    "--validation", type=fraction, default=0.05, show_default=True, help="Fraction of the messages to watch."
-)
+@click.option("--validation", type=fraction, default=0.05, show_default=True, help="Fraction of the messages to watch.")
 @click.option(
     "--max-length", type=click.IntRange(4), default=128, show_default=True,
     help="Tokens that a message is truncated to.",

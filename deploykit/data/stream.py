@@ -113,7 +113,7 @@ def read_stream(
         if (gap := (times[later] - times[earlier]).days) > _LONGEST_GAP_DAYS:
             alone = earlier if order.index(earlier) < len(order) / 2 else later
             raise DataError(
-                f"{table.at(alone)}: {times[alone]:%Y-%m-%d} is {gap:,} days from the next message",
+                f"{table.at(alone)}: {times[alone].date()} is {gap:,} days from the next message",
                 "is that time right?",
             )
     return Stream(table, times)

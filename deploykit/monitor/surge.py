@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ["Alert", "Judgement", "SurgeRule", "TopicShare", "WindowPoint", "judge_stream"]
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -280,7 +281,7 @@ class _Detector:
         """What is usual in a window by what was learnt; None while that is too little."""
         first = self._rule.reference
         guard = _GUARD_S // self._rule.window_s
-        past = [each for each in learned if each < number - guard]
+        past = learned[: bisect_left(learned, number - guard)]
         rows = np.array((past if len(past) >= first else learned[:first])[-_KEPT * first :], dtype=np.int64)
         if len(rows) < first and number < first:
             return None

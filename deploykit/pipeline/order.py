@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-__all__ = ["STAGES", "Stage"]
+__all__ = ["ALWAYS", "STAGES", "Stage"]
 
 from typing import Final, Literal, get_args
 
-Stage = Literal["data", "pretrain", "finetune", "prune", "export", "quantize", "package", "parity", "latency", "publish"]
+Stage = Literal[
+    "data", "pretrain", "finetune", "prune", "export", "quantize", "package", "parity", "latency", "publish"
+]
 STAGES: Final[tuple[Stage, ...]] = get_args(Stage)
+ALWAYS: Final = tuple(stage for stage in STAGES if stage not in ("pretrain", "prune"))
+"""Those that every recipe has."""

@@ -18,14 +18,14 @@ from deploykit.artifacts.store import Store
 from deploykit.data.identity import data_identity
 from deploykit.export.compatibility import limits_from_target
 from deploykit.machine import has_nvidia_gpu, instruction_set, usable_cores
-from deploykit.pipeline.order import STAGES, Stage
+from deploykit.pipeline.order import ALWAYS, STAGES, Stage
 from deploykit.recipe import Recipe
 from deploykit.recipe.load import DATA_FILES
 from deploykit.runners.checkpoint import resolve_model
 
 _VERSION: Final[Mapping[Stage, int]] = {
-    "data": 1, "pretrain": 1, "finetune": 1, "prune": 1, "export": 2, "quantize": 3, "package": 3, "parity": 2, "latency": 1,
-    "publish": 1,
+    "data": 1, "pretrain": 1, "finetune": 1, "prune": 1, "export": 2, "quantize": 3, "package": 3, "parity": 2,
+    "latency": 1, "publish": 1,
 }  # fmt: skip
 """Of each stage's code: raised when it makes something else of the same input, so that older artefacts are not used."""
 
@@ -160,7 +160,7 @@ def make_plan(recipe: Recipe, base: Path, *, download: bool = True) -> Plan:
     keys: dict[str, JsonValue] = {}
     steps = []
     for stage in STAGES:
-        if (stage == "prune" and not recipe.prunes) or (stage == "pretrain" and not recipe.pretrains):
+        if stage not in ALWAYS and not {"pretrain": recipe.pretrains, "prune": recipe.prunes}[stage]:
             continue
         versions: dict[str, JsonValue] = {name: _installed(name) for name in _PACKAGES[stage]}
         above: dict[str, JsonValue] = {name: keys[name] for name in parents[stage]}

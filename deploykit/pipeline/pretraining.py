@@ -60,7 +60,7 @@ def pretrain_alone(
     reference, location = resolve_model(model, Path()), resolve_or_error(model, Path())
     texts = list(dict.fromkeys(each for source in data for each in read_rows(source, Columns(text, None)).texts))
     held_out = set(Random(seed).sample(range(len(texts)), max(1, round(validation * len(texts)))))
-    key = digest_json([reference.identity, settings.model_dump(mode="json"), max_length, seed, validation, texts])
+    key = digest_json([reference.identity, settings.model_dump(mode="json"), max_length, seed, validation, list(texts)])
     workspace = out.absolute().with_name(f"{out.name}.work") / key[:16]
     main = is_main_process()
     with new_folder(out) if main else contextlib.nullcontext(workspace) as folder:

@@ -13,6 +13,7 @@ from typing import Any
 
 from deploykit.artifacts.store import Draft
 from deploykit.data.dataset import load_data
+from deploykit.data.suspects import find_suspects
 from deploykit.events import Warn
 from deploykit.export.compatibility import preflight
 from deploykit.pipeline.choice import choose_variant, sampled
@@ -43,6 +44,8 @@ def _make_data(context: Context, draft: Draft) -> str:
     _write_json(draft.path / "labels.json", list(data.label_names))
     _write_json(draft.path / "unlabelled.json", list(data.unlabelled))
     _write_json(draft.path / "report.json", dataclasses.asdict(report))
+    looked = {name: find_suspects(table, recipe.seed) for name, table in (("train", data.train), ("test", data.test))}
+    draft.info["suspects"] = json.loads(json.dumps({name: dataclasses.asdict(each) for name, each in looked.items()}))
     for warning in report.warnings:
         context.listener(Warn(warning))
     return f"{len(data.train):,} to train, {len(data.validation):,} to choose, {len(data.test):,} to certify"

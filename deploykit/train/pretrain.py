@@ -70,7 +70,9 @@ def check_pretrainable(folder: Path) -> None:
     if kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES or getattr(config, "is_encoder_decoder", False):
         raise ModelError(f"{folder}: transformers has no masked-language head for an encoder of kind {kind}", hint)
     if getattr(config, PLAN_KEY, None) is not None:
-        raise ModelError(f"{folder} is pruned, and pretraining is for the whole encoder", "pretrain what it was cut from")
+        raise ModelError(
+            f"{folder} is pruned, and pretraining is for the whole encoder", "pretrain what it was cut from"
+        )
 
 
 def pretrain(
@@ -206,7 +208,7 @@ def masking_collator(
             words = torch.tensor(row["words"])
             if not whole_words:
                 words = torch.where(words >= 0, torch.arange(len(words)), words)
-            there = words[words >= 0].unique()
+            there = torch.tensor(sorted({*words.tolist()} - {-1}))
             if not len(there):
                 continue
             drawn = torch.rand(len(there), generator=generator)

@@ -11,7 +11,7 @@ import yaml
 from jsonschema import Draft202012Validator
 
 from deploykit.cli.main import main
-from deploykit.pipeline.order import STAGES
+from deploykit.pipeline.order import ALWAYS, STAGES
 from deploykit.pipeline.plan import make_plan
 from deploykit.recipe import load_recipe
 
@@ -37,7 +37,7 @@ def test_the_folder_has_recipes_and_nothing_else() -> None:
 @pytest.mark.parametrize("path", ALL, ids=lambda path: path.name)
 def test_a_recipe_has_a_plan(path: Path) -> None:
     plan = make_plan(load_recipe(path, DATA), Path(), download=False)
-    assert tuple(step.stage for step in plan.steps) == tuple(stage for stage in STAGES if stage not in ("pretrain", "prune"))
+    assert tuple(step.stage for step in plan.steps) == ALWAYS
 
 
 def test_a_limit_on_speed_or_size_prunes() -> None:

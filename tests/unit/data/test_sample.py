@@ -210,11 +210,7 @@ def test_messages_with_a_feeling_are_what_their_parameters_say() -> None:
 
 def test_who_does_not_show_a_feeling_writes_as_the_neutral_do() -> None:
     """What bounds a classifier: about UNSHOWN of those with a feeling have no sentence that shows it."""
-    shown = {
-        said(part)
-        for sentence in load_feelings("test").sentences["negative"]
-        for part in readings(sentence)
-    }
+    shown = {said(part) for sentence in load_feelings("test").sentences["negative"] for part in readings(sentence)}
     rows = [row for row in sentiment_rows("test") if row.sentiment == "negative"]
     silent = sum(not any(part[:9] in said(row.text) for part in shown) for row in rows)
     assert silent / len(rows) < UNSHOWN + 0.2  # misspelt and shortened sentences are not recognized here
