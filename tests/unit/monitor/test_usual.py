@@ -21,7 +21,7 @@ def drawn(rates: np.ndarray, volume: int, seed: int, spread: float = 0.0) -> tup
 
 def test_phases_that_are_alike_share_one_rate() -> None:
     messages, negatives = drawn(np.full(7, 0.2), 100, seed=1)
-    raw = [negatives[PHASES == phase].sum() / messages[PHASES == phase].sum() for phase in range(7)]
+    raw = [negatives[phase == PHASES].sum() / messages[phase == PHASES].sum() for phase in range(7)]
     rates = np.array([usual(messages, negatives, PHASES, phase).rate[0] for phase in range(7)])
     assert np.ptp(rates) < 0.7 * np.ptp(raw)
     assert abs(rates.mean() - np.mean(raw)) < 0.01

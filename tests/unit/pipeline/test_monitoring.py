@@ -83,7 +83,12 @@ def test_a_stream_in_pieces_comes_to_the_same(
 ) -> None:
     """The last window stays open until a message of a later one has come; a call cut in a day loses nothing."""
     state = tmp_path / "state.json"
-    calls = [rows[:150], rows[150:345], rows[345:350], [*rows[350:], (str(START + timedelta(days=SURGE_DAY + 2)), "hello")]]
+    calls = [
+        rows[:150],
+        rows[150:345],
+        rows[345:350],
+        [*rows[350:], (str(START + timedelta(days=SURGE_DAY + 2)), "hello")],
+    ]
     verdicts = []
     for part in calls:
         found = monitor_stream(str(trained), data=written(part), rule=RULE, topics=str(trained), state=state, threads=1)

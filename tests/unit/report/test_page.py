@@ -432,7 +432,13 @@ def test_what_to_look_at_in_the_data_is_on_the_page(tmp_path: Path) -> None:
     )  # fmt: skip
     compared = parity()
     page = write_report(run(compared, suspects={"train": found}), compared, tmp_path / "page.html").read_text()
-    for words in ("3 labels look wrong", "train.csv: line 7", "12.5 times", "8 messages seem to hold e-mail", "de 10 %"):
+    for words in (
+        "3 labels look wrong",
+        "train.csv: line 7",
+        "12.5 times",
+        "8 messages seem to hold e-mail",
+        "de 10 %",
+    ):
         assert words in page
     assert HOSTILE not in page
     without = write_report(run(compared), compared, tmp_path / "without.html").read_text()
