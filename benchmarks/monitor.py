@@ -269,17 +269,15 @@ def summary(quiet: Mapping[str, list[dict[str, Any]]], surges: Mapping[str, list
     return figures
 
 
-def shipped(sentiment: Path, topics: Path) -> dict[str, Any]:
-    """The monitor on both shipped streams, message by message."""
-    found = {}
-    for name in ("quiet", "surge"):
-        judged = monitor_stream(str(sentiment), data=f"sample:stream/{name}", topics=str(topics)).judgement
-        found[name] = [
-            {"began": str(alert.began.date()), "found": str(alert.found.date()), "ratio": alert.ratio,
-             "topics": [share.topic for share in alert.topics], "state": alert.state}
-            for alert in judged.alerts
-        ]  # fmt: skip
-    return found
+def shipped(name: str, sentiment: Path, topics: Path) -> list[dict[str, Any]]:
+    """The alerts of the monitor on a shipped stream, message by message."""
+    judged = monitor_stream(str(sentiment), data=f"sample:stream/{name}", topics=str(topics)).judgement
+    return [
+        {"began": str(alert.began.date()), "found": str(alert.found.date()), "state": alert.state,
+         "ended": None if alert.ended is None else str(alert.ended.date()), "ratio": alert.ratio,
+         "topics": [share.topic for share in alert.topics]}
+        for alert in judged.alerts
+    ]  # fmt: skip
 
 
 class Kept:
@@ -353,7 +351,12 @@ def main() -> None:
     figures = {
         "accuracy": right,
         **summary(quiet, surges),
-        "shipped_streams": kept.of(f"shipped/{models}", lambda: shipped(arguments.sentiment, arguments.topics)),
+        "shipped_streams": {
+            name: kept.of(
+                f"shipped/{models}/{name}", lambda name=name: shipped(name, arguments.sentiment, arguments.topics)
+            )
+            for name in ("quiet", "surge")
+        },
     }
     finish("monitor", figures, as_json=arguments.json, save=arguments.save)
 

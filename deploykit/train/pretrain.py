@@ -111,12 +111,14 @@ def pretrain(
 
     Raises:
         ModelError: the encoder has no such head, its tokenizer no mask, or the checkpoint is damaged or unsafe.
-        TrainingError: there are hardly any messages, or the loss is not a number.
+        TrainingError: no epochs, hardly any messages, or the loss is not a number.
     """
     from transformers import set_seed
 
     check_checkpoint(model, trust_pickle=trust_pickle)
     check_pretrainable(model)
+    if not settings.epochs:
+        raise TrainingError("pretrain.epochs is 0: nothing is to be read", "set it, to 3 for instance")
     if len(texts) < _FEWEST or not watched:
         raise TrainingError(f"{len(texts)} messages are too few to pretrain on", "name more: -s data.unlabelled=FILE")
     workspace.mkdir(parents=True, exist_ok=True)

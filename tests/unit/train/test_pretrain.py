@@ -128,6 +128,8 @@ def test_what_can_not_be_is_refused_with_the_reason(
     start = tiny_checkpoint("bert")
     with pytest.raises(TrainingError, match="1 messages are too few"):
         pretrain(start, ["one"], ["two"], SETTINGS, tmp_path / "out", workspace=tmp_path / "work")
+    with pytest.raises(TrainingError, match="epochs is 0"):
+        pretrain(start, ["one", "two"], ["three"], Pretrain(), tmp_path / "out", workspace=tmp_path / "work")
     other = tmp_path / "other"
     shutil.copytree(start, other)
     config = json.loads((other / "config.json").read_text())
