@@ -26,6 +26,7 @@ COMMANDS = {
     "init": "Scaffold a project: a recipe and sample data that run as they are.",
     "check": "Validate a recipe and print its plan; loads no model.",
     "run": "The whole pipeline: fine-tune, prune, quantize, prove, measure, publish.",
+    "pretrain": "Go on with an encoder's pretraining on messages without labels.",
     "finetune": "Fine-tune a pretrained model on labelled messages.",
     "index": "Give a retrieval model other entries to answer with; nothing is trained.",
     "prune": "Prune a fine-tuned model to a speed, and let it recover.",
@@ -38,13 +39,14 @@ COMMANDS = {
     "tune": "Search the Triton settings for the highest rate that holds a p99 limit.",
     "serve": "Start a real Triton server on a repository.",
     "ask": "Send text to a server and print the answer.",
+    "monitor": "Sentiment of a stream of messages, and an alert when negatives surge.",
     "doctor": "What this machine has, what is missing, and the command that adds it.",
     "schema": "Print the JSON schema of recipes, for editors.",
     "completion": "Print shell completion for bash, zsh or fish.",
 }
 """Every command, in the order of its help, with its short help: the module NAME_command has it."""
 
-_RESUMABLE = ("run", "finetune", "prune", "tune")
+_RESUMABLE = ("run", "pretrain", "finetune", "prune", "tune")
 _INTERRUPTED = 130
 
 

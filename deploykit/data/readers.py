@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-__all__ = ["local_file", "read_rows"]
+__all__ = ["jsonl_rows", "local_file", "read_rows"]
 
 import csv
 import json
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -16,7 +15,7 @@ from deploykit.data.table import Columns, RawRow, Table, missing_column, table_f
 from deploykit.errors import DataError
 
 if TYPE_CHECKING:
-    from deploykit.data.sample import FaqRow, SampleRow
+    pass
 
 LONGEST_LINE = 2**24  # bytes, and characters of a field: a longer one is a damaged file or a quote left open
 UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
@@ -52,7 +51,8 @@ def read_rows(reference: str, columns: Columns) -> Table:
                 rows = _csv_rows(path, columns, DELIMITERS[suffix])
                 return table_from_rows(reference, "line", columns, rows)
             case ".jsonl":
-                return table_from_rows(reference, "line", columns, _jsonl_rows(path, columns))
+                with path.open("rb") as handle:
+                    return table_from_rows(reference, "line", columns, jsonl_rows(handle, path, columns))
             case ".json":
                 return table_from_rows(reference, "row", columns, _json_rows(path, columns))
             case ".parquet":
@@ -67,26 +67,33 @@ def read_rows(reference: str, columns: Columns) -> Table:
 
 
 def _read_sample(reference: str, columns: Columns) -> Table:
-    from deploykit.data.sample import FaqRow, faq_entries, faq_rows, intent_rows, support_rows
+    from deploykit.data.sample import faq_entries, faq_rows, intent_rows, sentiment_rows, stream_rows, support_rows
 
-    messages = {"support": support_rows, "intents": intent_rows, "faq": faq_rows}
-    made: dict[str, Callable[[], Sequence[SampleRow | FaqRow]]] = {}
-    for name, rows_of in messages.items():
-        made |= {f"sample:{name}/train": partial(rows_of, "train"), f"sample:{name}/test": partial(rows_of, "test")}
-    made["sample:faq/entries"] = faq_entries
-    if reference not in made:
-        raise DataError(f"{reference}: no such sample", f"known: {', '.join(made)}")
-    found = made[reference]()
-    there = ("text", "label", "answer") if isinstance(found[0], FaqRow) else ("text", "label", "entities", "intents")
-    if error := missing_column(reference, columns, there):
+    marked = ("text", "label", "entities", "intents")
+    parts: dict[str, tuple[Callable[[Any], Sequence[Any]], Sequence[str], Sequence[str]]] = {
+        "support": (support_rows, ("train", "test"), marked),
+        "intents": (intent_rows, ("train", "test"), marked),
+        "faq": (faq_rows, ("train", "test"), marked),
+        "sentiment": (sentiment_rows, ("train", "test"), ("text", "sentiment", "topic")),
+        "stream": (stream_rows, ("quiet", "surge"), ("time", "text", "sentiment", "topic")),
+    }
+    name, _, part = reference.removeprefix("sample:").partition("/")
+    made, known, names = parts.get(name, (None, (), ()))
+    if (name, part) == ("faq", "entries"):
+        made, known, names = (lambda _: faq_entries()), ("entries",), ("text", "label", "answer")
+    if made is None or part not in known:
+        every = [f"sample:{each}/{part}" for each, (_, known, _) in parts.items() for part in known]
+        raise DataError(f"{reference}: no such sample", f"known: {', '.join([*every, 'sample:faq/entries'])}")
+    if error := missing_column(reference, columns, names):
         raise error
     rows = (
-        (number, row.text, [getattr(row, name) for name in columns.labels]) for number, row in enumerate(found, start=1)
+        (number, row.text, [getattr(row, name) for name in columns.labels])
+        for number, row in enumerate(made(part), start=1)
     )
     return table_from_rows(reference, "row", columns, rows)
 
 
-def _lines(handle: BinaryIO, source: Path) -> Iterator[tuple[int, str]]:
+def _lines(handle: BinaryIO, source: Path | str) -> Iterator[tuple[int, str]]:
     """Numbered lines of UTF-8 text, with their ends; a byte order mark is skipped."""
     offset = number = 0
     while raw := handle.readline(LONGEST_LINE + 1):
@@ -156,12 +163,16 @@ def _csv_reason(said: str) -> str:
     return f"malformed quotes ({said}); a quote within a quoted field is written twice"
 
 
-def _jsonl_rows(path: Path, columns: Columns) -> Iterator[RawRow]:
-    with path.open("rb") as handle:
-        for line, text in _lines(handle, path):
-            if text.strip():
-                where = f"{path}: line {line}"
-                yield line, *_fields(_parsed(text.rstrip(), where), where, columns)
+def jsonl_rows(handle: BinaryIO, source: Path | str, columns: Columns) -> Iterator[RawRow]:
+    """The rows of an open file with an object of JSON on each line; blank lines are skipped.
+
+    Raises:
+        DataError: a line is no such object; names the source and the line.
+    """
+    for line, text in _lines(handle, source):
+        if text.strip():
+            where = f"{source}: line {line}"
+            yield line, *_fields(_parsed(text.rstrip(), where), where, columns)
 
 
 def _json_rows(path: Path, columns: Columns) -> Iterator[RawRow]:

@@ -25,10 +25,12 @@ class Columns:
     Attributes:
         text: the column of the message.
         label: that of its class, or how else labels are written down; None for none.
+        hint: what to do where one is missing; the recipe's key where None.
     """
 
     text: str = "text"
     label: str | LabelForm | None = "label"
+    hint: str | None = None
 
     @property
     def form(self) -> LabelForm | None:
@@ -118,7 +120,6 @@ def missing_column(where: str, columns: Columns, known: Sequence[str]) -> DataEr
         close = nearest(wanted, known)
         meant = f"; did you mean {close!r}?" if close else ""
         there = ", ".join(map(repr, known)) or "none"
-        return DataError(
-            f"{where}: no column {wanted!r} (there are: {there}){meant}", f"name the {key} column: -s data.{key}=NAME"
-        )
+        hint = columns.hint or f"name the {key} column: -s data.{key}=NAME"
+        return DataError(f"{where}: no column {wanted!r} (there are: {there}){meant}", hint)
     return None

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-__all__ = ["STAGES", "Stage"]
+__all__ = ["ALWAYS", "STAGES", "Stage"]
 
 from typing import Final, Literal, get_args
 
 Stage = Literal[
-    "data", "finetune", "index", "prune", "export", "quantize", "package", "parity", "latency", "publish"
+    "data", "pretrain", "finetune", "index", "prune", "export", "quantize", "package", "parity", "latency", "publish"
 ]  # fmt: skip
 STAGES: Final[tuple[Stage, ...]] = get_args(Stage)
+ALWAYS: Final = tuple(stage for stage in STAGES if stage not in ("pretrain", "index", "prune"))
+"""Those that every recipe has."""

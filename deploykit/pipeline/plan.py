@@ -18,19 +18,21 @@ from deploykit.artifacts.store import Store
 from deploykit.data.identity import data_identity
 from deploykit.export.compatibility import limits_from_target
 from deploykit.machine import has_nvidia_gpu, instruction_set, usable_cores
-from deploykit.pipeline.order import STAGES, Stage
+from deploykit.pipeline.order import ALWAYS, STAGES, Stage
 from deploykit.recipe import Recipe
 from deploykit.recipe.load import DATA_FILES
 from deploykit.runners.checkpoint import resolve_model
 
 _VERSION: Final[Mapping[Stage, int]] = {
-    "data": 1, "finetune": 1, "index": 1, "prune": 1, "export": 2, "quantize": 4, "package": 3, "parity": 2,
+    "data": 1, "pretrain": 1, "finetune": 1, "index": 1, "prune": 1, "export": 2, "quantize": 4, "package": 3,
+    "parity": 2,
     "latency": 1, "publish": 1,
 }  # fmt: skip
 """Of each stage's code: raised when it makes something else of the same input, so that older artefacts are not used."""
 
 _PACKAGES: Final[Mapping[Stage, tuple[str, ...]]] = {
     "data": (),
+    "pretrain": ("torch", "transformers", "accelerate"),
     "finetune": ("torch", "transformers", "accelerate"),
     "index": ("torch", "transformers"),
     "prune": ("torch", "transformers", "accelerate", "onnx", "onnxscript", "onnxruntime"),
@@ -124,6 +126,9 @@ def make_plan(recipe: Recipe, base: Path, *, download: bool = True) -> Plan:
         }
         | {part: data[part] for part in ("test", "validation") if part not in files}
         | {key: data[key] for key in ("per_label",) if data[key] is not None},
+        "pretrain": {"model": model, "seed": recipe.seed, "trust_pickle": recipe.trust_pickle}
+        | {"max_length": recipe.finetune.max_length}
+        | dump["pretrain"],
         "finetune": task
         | {"model": model, "seed": recipe.seed, "trust_pickle": recipe.trust_pickle}
         | dump["finetune"]
@@ -146,7 +151,8 @@ def make_plan(recipe: Recipe, base: Path, *, download: bool = True) -> Plan:
     }
     parents: dict[Stage, tuple[Stage, ...]] = {
         "data": (),
-        "finetune": ("data",),
+        "pretrain": ("data",),
+        "finetune": (*(("pretrain",) if recipe.pretrains else ()), "data"),
         "index": ("finetune", "data"),
         "prune": (recipe.whole_stage, "data"),
         "export": (recipe.model_stage,),
@@ -156,10 +162,11 @@ def make_plan(recipe: Recipe, base: Path, *, download: bool = True) -> Plan:
         "latency": (),
         "publish": (),
     }
+    wanted = {"pretrain": recipe.pretrains, "index": recipe.data.entries is not None, "prune": recipe.prunes}
     keys: dict[str, JsonValue] = {}
     steps = []
     for stage in STAGES:
-        if (stage == "prune" and not recipe.prunes) or (stage == "index" and recipe.data.entries is None):
+        if stage not in ALWAYS and not wanted[stage]:
             continue
         versions: dict[str, JsonValue] = {name: _installed(name) for name in _PACKAGES[stage]}
         above: dict[str, JsonValue] = {name: keys[name] for name in parents[stage]}

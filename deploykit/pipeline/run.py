@@ -227,6 +227,7 @@ def _result(
         goal=goals,
         candidates=pruned_candidates(context.info("prune")) if context.recipe.prunes else (),
         learned=_learned(context.info("finetune")),
+        suspects=context.info("data").get("suspects", {}),
         scheme=str(context.info("quantize").get("variant", "")),
         messages=0 if reference is None else reference.n,
         stolen=0.0 if reference is None else reference.stolen,

@@ -13,6 +13,7 @@ from typing import Any
 
 from deploykit.artifacts.store import Draft
 from deploykit.data.dataset import load_data
+from deploykit.data.suspects import find_suspects
 from deploykit.events import Warn
 from deploykit.export.compatibility import preflight
 from deploykit.pipeline.choice import choose_variant, sampled
@@ -43,9 +44,36 @@ def _make_data(context: Context, draft: Draft) -> str:
     _write_json(draft.path / "labels.json", list(data.label_names))
     _write_json(draft.path / "unlabelled.json", list(data.unlabelled))
     _write_json(draft.path / "report.json", dataclasses.asdict(report))
+    looked = {name: find_suspects(table, recipe.seed) for name, table in (("train", data.train), ("test", data.test))}
+    draft.info["suspects"] = json.loads(json.dumps({name: dataclasses.asdict(each) for name, each in looked.items()}))
     for warning in report.warnings:
         context.listener(Warn(warning))
     return f"{len(data.train):,} to train, {len(data.validation):,} to choose, {len(data.test):,} to certify"
+
+
+def _make_pretrain(context: Context, draft: Draft) -> str:
+    from deploykit.runners.checkpoint import resolve_or_error
+    from deploykit.train.pretrain import pretrain
+
+    recipe, key, data = context.recipe, context.plan.step("pretrain").key, context.data()
+    assert key is not None
+    result = pretrain(
+        resolve_or_error(recipe.model, context.base),
+        (*data.train.texts, *data.unlabelled),
+        data.validation.texts,
+        recipe.pretrain,
+        draft.path,
+        workspace=context.store.workspace("pretrain", key),
+        max_length=recipe.finetune.max_length,
+        seed=recipe.seed,
+        trust_pickle=recipe.trust_pickle,
+        listener=context.listener,
+    )
+    draft.info.update(json.loads(json.dumps(dataclasses.asdict(result))))
+    return (
+        f"loss of hidden words {result.loss_before:.3f} -> {result.loss:.3f} on validation after {result.steps:,}"
+        f" steps over {result.texts:,} messages"
+    )
 
 
 def _make_finetune(context: Context, draft: Draft) -> str:
@@ -57,7 +85,8 @@ def _make_finetune(context: Context, draft: Draft) -> str:
 
     recipe, key = context.recipe, context.plan.step("finetune").key
     assert key is not None
-    location = resolve_or_error(recipe.model, context.base)
+    pretrained = context.folder("pretrain") if recipe.pretrains else None
+    location = pretrained or resolve_or_error(recipe.model, context.base)
     if recipe.prunes:
         check_prunable(location)  # before it is trained for nothing
     lesson = None
@@ -191,6 +220,7 @@ def _make_parity(context: Context, draft: Draft) -> str:
 
 CACHED_STAGES: Mapping[Stage, CachedStage] = {
     "data": CachedStage(_make_data, ("train.json", "validation.json", "test.json", "labels.json")),
+    "pretrain": CachedStage(_make_pretrain, ("model.safetensors", "config.json", "tokenizer.json")),
     "finetune": CachedStage(_make_finetune, ("model.safetensors", "config.json", "tokenizer.json")),
     "index": CachedStage(_make_index, ("model.safetensors", "config.json", "tokenizer.json")),
     "prune": CachedStage(_make_prune, ("model.safetensors", "config.json", "tokenizer.json")),

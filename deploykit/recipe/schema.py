@@ -10,6 +10,7 @@ __all__ = [
     "GoalTarget",
     "Latency",
     "Package",
+    "Pretrain",
     "Prune",
     "Quantize",
     "Recipe",
@@ -33,7 +34,7 @@ from pydantic import (
 
 from deploykit.errors import UsageError
 from deploykit.recipe.nearest import nearest
-from deploykit.recipe.training import Finetune, Prune, Quantize
+from deploykit.recipe.training import Finetune, Pretrain, Prune, Quantize
 from deploykit.recipe.values import INT32_MAX, Count, FractionOrPath, Lengths, Names, Positive, Section, Text
 
 VERSION: Final = 1
@@ -56,7 +57,7 @@ class Data(Section):
         default=0.1, description="The rows that choices are made on, or the fraction of the training rows to hold out."
     )
     unlabelled: Text | None = Field(
-        default=None, description="More messages, without labels, that a pruned model learns from."
+        default=None, description="More messages, without labels, that pretraining and a pruned model learn from."
     )
     entries: Text | None = Field(
         default=None,
@@ -223,6 +224,7 @@ class Recipe(Section):
         description="What hears of the fine-tuning's curves; files go to tracking/ in the workspace.",
     )  # fmt: skip
     data: Data = Field(description="The labelled messages.")
+    pretrain: Pretrain = Field(default=Pretrain(), description="How the encoder goes on with its pretraining first.")
     finetune: Finetune = Field(default=Finetune(), description="How the model is trained.")
     goal: Goal = Field(default=Goal(), description="What the shipped model must reach.")
     prune: Prune = Field(default=Prune(), description="How the model is pruned to reach the goal.")
@@ -238,6 +240,11 @@ class Recipe(Section):
         limits = (self.goal.speedup, self.goal.p50_ms, self.goal.p99_ms, self.goal.size_mb)
         asked = bool(self.prune.keep) or any(limit is not None for limit in limits)
         return self.prune.strategy != "none" and asked
+
+    @property
+    def pretrains(self) -> bool:
+        """Whether the encoder goes on with its pretraining before it is fine-tuned."""
+        return self.pretrain.epochs > 0
 
     @property
     def whole_stage(self) -> Literal["finetune", "index"]:

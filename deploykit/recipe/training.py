@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Finetune", "Prune", "Quantize"]
+__all__ = ["Finetune", "Pretrain", "Prune", "Quantize"]
 
 from typing import Annotated, Literal, Self
 
@@ -117,6 +117,21 @@ class Finetune(Section):
         if self.gradient_checkpointing and self.adversarial:
             raise ValueError("adversarial needs the embeddings' slope, which gradient_checkpointing drops: use one")
         return self
+
+
+class Pretrain(Section):
+    """How the encoder goes on reading unlabelled messages (data.train, data.unlabelled) before it is fine-tuned."""
+
+    epochs: float = Field(
+        default=0.0, ge=0, allow_inf_nan=False, description="Passes over the messages; 0: none, it is only fine-tuned."
+    )
+    learning_rate: float = Field(default=1e-4, gt=0, le=1, description="The highest learning rate.")
+    masked: float = Field(default=0.15, gt=0, lt=1, description="Share of the words that are hidden and to be said.")
+    whole_words: bool = Field(default=True, description="Whether all pieces of a word are hidden together.")
+    batch_size: Count = Field(default=32, description="Messages in a batch, on each device.")
+    warmup: float = Field(default=0.1, ge=0, le=1, description="Fraction of the steps in which the rate rises.")
+    weight_decay: float = Field(default=0.01, ge=0, le=1, description="AdamW's weight decay.")
+    freeze_embeddings: bool = Field(default=True, description="Whether the token embeddings stay as they are.")
 
 
 class Prune(Section):

@@ -11,6 +11,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from deploykit.data.suspects import Suspects
 from deploykit.errors import ExitCode
 from deploykit.parity.verdict import Outcome
 
@@ -110,6 +111,7 @@ class RunResult(_Model):
     goal: tuple[GoalOutcome, ...]
     candidates: tuple[PrunedCandidate, ...] = Field(default=(), description="of pruning, the fastest first")
     learned: Learned = Field(default=Learned(loss=(), metric=()), description="the learning curves of the fine-tuning")
+    suspects: dict[str, Suspects] = Field(default={}, description="what to look at in the data, by split")
     scheme: str = Field(description="how it was quantized")
     messages: int = Field(description="messages timed per form")
     stolen: float = Field(description="fraction of the CPU time that the host gave to others while timing")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["FinetuneResult", "finetune"]
+__all__ = ["FinetuneResult", "fast_tokenizer", "finetune", "precision_of", "training_arguments"]
 
 import contextlib
 import importlib.util
@@ -121,7 +121,7 @@ def finetune(
         listener = ignore  # one of them speaks for all
     with quiet_transformers(), tracked(tracking) as report_to:
         set_seed(seed)
-        tokenizer = _tokenizer(model, settings.max_length)
+        tokenizer = fast_tokenizer(model, settings.max_length)
         network = _network(model, data.label_names, settings, task, loss, trust_pickle=trust_pickle)
         splits = _splits(tokenizer, network, data, settings, task, seed)
         epochs = settings.epochs
@@ -148,7 +148,7 @@ def finetune(
             fitting = Fitting(network, splits["train"][: len(data.train)], collate, task, seed)
         trainer = trainer_class(steps_per_epoch, objective, distillation, adapter, rates)(
             model=network,
-            args=_arguments(
+            args=training_arguments(
                 settings,
                 workspace,
                 seed=seed,
@@ -200,7 +200,7 @@ def finetune(
         parameters=count,
         resumed_from=resumed_from,
         device=str(trainer.args.device),
-        precision=_precision(settings.precision),
+        precision=precision_of(settings.precision),
     )
 
 
@@ -228,7 +228,8 @@ _DROPOUTS = (
 )
 
 
-def _tokenizer(model: Path, max_length: int) -> Any:
+def fast_tokenizer(model: Path, max_length: int) -> Any:
+    """A checkpoint's tokenizer, which truncates to so many tokens."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model, use_fast=True, trust_remote_code=False)
@@ -272,14 +273,27 @@ def _network(
     return network
 
 
-def _arguments(
+def training_arguments(
     settings: Finetune, workspace: Path, *, seed: int, epochs: float, total: int, smoothed_here: bool, best: str,
     report_to: list[str], run_name: str | None,
 ) -> Any:  # fmt: skip
+    """What the Trainer is told; checkpoints at each epoch's end.
+
+    Args:
+        settings: how to train.
+        workspace: the folder for checkpoints.
+        seed: of the order of the rows, and dropout.
+        epochs: passes over the rows.
+        total: steps in all.
+        smoothed_here: whether the Trainer smoothes the labels.
+        best: what early stopping watches: `loss`, or a metric.
+        report_to: what hears of the curves.
+        run_name: what they call it.
+    """
     import torch
     from transformers import TrainingArguments
 
-    precision = _precision(settings.precision)
+    precision = precision_of(settings.precision)
     stops_early = settings.early_stopping is not None
     # The newer name of an option that warns when it is named at all.
     name = "activation" if hasattr(TrainingArguments, "activation_checkpointing") else "gradient"
@@ -355,7 +369,8 @@ def _logged(trainer: Any, name: str) -> tuple[tuple[int, float], ...]:
     return tuple((entry["step"], entry[name]) for entry in trainer.state.log_history if name in entry)
 
 
-def _precision(asked: str) -> str:
+def precision_of(asked: str) -> str:
+    """The number format that is trained in."""
     import torch
 
     if asked == "fp16" and not torch.cuda.is_available():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Tracking", "tracked"]
+__all__ = ["Tracking", "mlflow_uri", "tracked"]
 
 import contextlib
 import importlib.util
@@ -52,7 +52,7 @@ def tracked(tracking: Tracking | None) -> Iterator[list[str]]:
         "TENSORBOARD_LOGGING_DIR": str(folder / "tensorboard" / tracking.name),
         "WANDB_DIR": str(folder),
         "WANDB_PROJECT": "deploykit",
-        "MLFLOW_TRACKING_URI": (folder / "mlruns").as_uri(),
+        "MLFLOW_TRACKING_URI": mlflow_uri(folder),
         "MLFLOW_EXPERIMENT_NAME": "deploykit",
     }
     if not any(name in os.environ for name in _OFFLINE):
@@ -64,3 +64,8 @@ def tracked(tracking: Tracking | None) -> Iterator[list[str]]:
     finally:
         for name in added:
             os.environ.pop(name, None)
+
+
+def mlflow_uri(folder: Path) -> str:
+    """Where MLflow keeps its runs in a folder."""
+    return (folder.absolute() / "mlruns").as_uri()

@@ -15,7 +15,7 @@ LEVELS = (
     {"errors", "events", "machine"},
     {"data", "artifacts", "recipe"},
     {"tasks", "runners"},
-    {"train", "compress", "export", "parity", "latency", "triton", "report"},
+    {"train", "compress", "export", "parity", "latency", "monitor", "triton", "report"},
     {"pipeline"},
     {"cli"},
     {"__main__"},

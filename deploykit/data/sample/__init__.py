@@ -2,11 +2,13 @@
 
 The desk belongs to a shop for household and leisure goods. Every message has one of 32 intents, or `out_of_scope` when
 it is not that desk's business. Templates, the sentences around them and the entity values differ between train and
-test, so that no model can know the test split by heart.
+test, so that no model can know the test split by heart. Further messages of the same shop show a feeling, or none, and
+come as a stream over some weeks.
 """
 
 from __future__ import annotations
 
+from .feelings import FeltRow, sentiment_rows
 from .rows import (
     OUT_OF_SCOPE,
     FaqRow,
@@ -18,8 +20,9 @@ from .rows import (
     support_rows,
     write_support_csv,
 )
+from .stream import StreamRow, stream_rows
 
 __all__ = [
-    "OUT_OF_SCOPE", "FaqRow", "SampleRow", "Span", "faq_entries", "faq_rows", "intent_rows", "support_rows",
-    "write_support_csv",
+    "OUT_OF_SCOPE", "FaqRow", "FeltRow", "SampleRow", "Span", "StreamRow", "faq_entries", "faq_rows", "intent_rows",
+    "sentiment_rows", "stream_rows", "support_rows", "write_support_csv",
 ]  # fmt: skip

@@ -5,7 +5,10 @@ A template is a sentence with choices, `[a|b]`, and slots, `{order}`. Each list 
 
 from __future__ import annotations
 
-__all__ = ["Piece", "Surroundings", "Topic", "expand", "load_faq", "load_surroundings", "load_topics", "load_values"]
+__all__ = [
+    "Feelings", "Piece", "Surroundings", "Topic", "expand", "load_faq", "load_feelings", "load_surroundings",
+    "load_topics", "load_values",
+]  # fmt: skip
 
 import re
 import tomllib
@@ -51,6 +54,23 @@ class Surroundings:
     anywhere: list[str]
 
 
+@dataclass(frozen=True)
+class Feelings:
+    """What shows a feeling.
+
+    Attributes:
+        sentences: by sentiment, those that fit beside any request.
+        praise: by topic.
+        neutral: by topic, the intents that are asked for without a feeling.
+        troubled: by topic, the intents that the displeased write about.
+    """
+
+    sentences: dict[str, list[str]]
+    praise: dict[str, list[str]]
+    neutral: dict[str, list[str]]
+    troubled: dict[str, list[str]]
+
+
 @cache
 def _read(name: str) -> dict[str, Any]:
     return tomllib.loads(files(__package__).joinpath("templates", f"{name}.toml").read_text(encoding="utf-8"))
@@ -83,6 +103,17 @@ def load_surroundings(split: Split) -> Surroundings:
         openers={register: lists["openers"][split] for register, lists in table.items()},
         closers={register: lists["closers"][split] for register, lists in table.items()},
         anywhere=anywhere,
+    )
+
+
+def load_feelings(split: Split) -> Feelings:
+    """What shows a feeling in this split."""
+    table = _read("feelings")
+    return Feelings(
+        sentences={name: table[name][split] for name in ("negative", "positive")},
+        praise={topic: lists[split] for topic, lists in table["about"].items()},
+        neutral=table["neutral"],
+        troubled=table["troubled"],
     )
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-__all__ = ["ENTITY_TYPES", "Split", "Values", "below", "chance", "pick"]
+__all__ = ["ENTITY_TYPES", "Split", "Values", "below", "chance", "pick", "weighted"]
 
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from random import Random
 from typing import Literal, TypeVar
 
@@ -42,6 +42,16 @@ def pick(rng: Random, items: Sequence[T]) -> T:
 def chance(rng: Random, probability: float) -> bool:
     """True with the given probability."""
     return rng.random() < probability
+
+
+def weighted(rng: Random, shares: Mapping[str, float]) -> str:
+    """One of the names, each as likely as its share of the sum."""
+    at = rng.random() * sum(shares.values())
+    for name, share in shares.items():
+        at -= share
+        if at < 0:
+            return name
+    return list(shares)[-1]
 
 
 class Values:

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from deploykit.data.sample import OUT_OF_SCOPE, SampleRow, support_rows, write_support_csv
-from deploykit.data.sample.templates import load_surroundings, load_topics, load_values
+from deploykit.data.sample import OUT_OF_SCOPE, SampleRow, sentiment_rows, support_rows, write_support_csv
+from deploykit.data.sample.feelings import SENTIMENT_SHARES, UNSHOWN
+from deploykit.data.sample.templates import load_feelings, load_surroundings, load_topics, load_values
 from deploykit.data.sample.values import ENTITY_TYPES, Split
 
 SPLITS: tuple[Split, Split] = ("train", "test")
@@ -188,3 +189,29 @@ def test_csv_holds_the_same_rows(tmp_path: Path) -> None:
 def test_writing_twice_gives_the_same_bytes(tmp_path: Path) -> None:
     first, second = write_support_csv(tmp_path / "a"), write_support_csv(tmp_path / "b")
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
+
+
+def test_messages_with_a_feeling_are_what_their_parameters_say() -> None:
+    """The share of each sentiment, every topic as often, and no template or text in both splits."""
+    train, test = (sentiment_rows(split) for split in SPLITS)
+    assert (len(train), len(test)) == (2400, 2000)
+    for rows in (train, test):
+        shares = Counter(row.sentiment for row in rows)
+        for name, share in SENTIMENT_SHARES.items():
+            assert shares[name] / len(rows) == pytest.approx(share, abs=0.03)
+        assert max(Counter(row.topic for row in rows).values()) - min(Counter(row.topic for row in rows).values()) <= 1
+        assert len({said(row.text) for row in rows}) == len(rows)
+    assert not {said(row.text) for row in train} & {said(row.text) for row in test}
+    ours, theirs = (load_feelings(split) for split in SPLITS)
+    for group in ("sentences", "praise"):
+        for name, templates in getattr(ours, group).items():
+            assert not {said(each) for each in templates} & {said(each) for each in getattr(theirs, group)[name]}
+
+
+def test_who_does_not_show_a_feeling_writes_as_the_neutral_do() -> None:
+    """What bounds a classifier: about UNSHOWN of those with a feeling have no sentence that shows it."""
+    shown = {said(part) for sentence in load_feelings("test").sentences["negative"] for part in readings(sentence)}
+    rows = [row for row in sentiment_rows("test") if row.sentiment == "negative"]
+    silent = sum(not any(part[:9] in said(row.text) for part in shown) for row in rows)
+    assert silent / len(rows) < UNSHOWN + 0.2  # misspelt and shortened sentences are not recognized here
+    assert silent / len(rows) > UNSHOWN / 2

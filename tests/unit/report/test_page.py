@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from deploykit.data.suspects import LabelSuspect, PersonalData, Suspects
 from deploykit.errors import ArtifactError, ExitCode
 from deploykit.parity.report import ParityReport, Predictions, build_report
 from deploykit.parity.verdict import Verdict
@@ -421,3 +422,24 @@ def test_a_training_that_was_watched_once_has_no_curve(tmp_path: Path) -> None:
     report = parity()
     learned = Learned(loss=(), metric=((15, 0.5),))
     assert "How it learned" not in page(run(report, goal(), learned=learned), report, tmp_path).words
+
+
+def test_what_to_look_at_in_the_data_is_on_the_page(tmp_path: Path) -> None:
+    found = Suspects(
+        labels=(LabelSuspect("train.csv: line 7", HOSTILE, "card", "loan", 0.02),), wrong_labels=3, rare={"fees": 4},
+        imbalance=12.5, languages={"en": 0.9, "de": 0.1}, personal=(PersonalData("e-mail addresses", 8, ("line 2",)),),
+        not_checked=(),
+    )  # fmt: skip
+    compared = parity()
+    page = write_report(run(compared, suspects={"train": found}), compared, tmp_path / "page.html").read_text()
+    for words in (
+        "3 labels look wrong",
+        "train.csv: line 7",
+        "12.5 times",
+        "8 messages seem to hold e-mail",
+        "de 10 %",
+    ):
+        assert words in page
+    assert HOSTILE not in page
+    without = write_report(run(compared), compared, tmp_path / "without.html").read_text()
+    assert "What to look at in the data" not in without

@@ -20,7 +20,7 @@ from deploykit.recipe import Finetune
 from deploykit.runners import Target, infer_all, open_runner
 from deploykit.tasks import find_task
 from deploykit.train.finetune import FinetuneResult, finetune
-from deploykit.train.tracking import Tracking, tracked
+from deploykit.train.tracking import Tracking, mlflow_uri, tracked
 
 TASK = find_task("text-classification")
 
@@ -279,6 +279,39 @@ def test_curves_go_to_tensorboard_where_the_recipe_says(
     assert "TENSORBOARD_LOGGING_DIR" not in os.environ
     assert [step for step, _ in result.watched] == [12, 24]
     assert result.watched[-1][1] == pytest.approx(result.metrics["accuracy"])
+
+
+def test_curves_go_to_mlflow_in_the_folder(
+    tiny_checkpoint: Callable[..., Path], small_data: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mlflow = pytest.importorskip("mlflow")
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME"):
+        monkeypatch.delenv(name, raising=False)
+    finetune(
+        tiny_checkpoint("bert", num_hidden_layers=1), small_data, Finetune(epochs=2, batch_size=8), TASK,
+        tmp_path / "out", workspace=tmp_path / "work", tracking=Tracking(("mlflow",), tmp_path / "tracking", "intents"),
+    )  # fmt: skip
+    client = mlflow.MlflowClient(mlflow_uri(tmp_path / "tracking"))
+    (experiment,) = (each for each in client.search_experiments() if each.name == "deploykit")
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert (run.info.run_name, run.info.status) == ("intents", "FINISHED")
+    assert [each.step for each in client.get_metric_history(run.info.run_id, "eval_accuracy")] == [12, 24]
+    assert "MLFLOW_TRACKING_URI" not in os.environ
+
+
+def test_curves_go_to_weights_and_biases_offline(
+    tiny_checkpoint: Callable[..., Path], small_data: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("wandb")
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_DIR", "WANDB_PROJECT"):
+        monkeypatch.delenv(name, raising=False)
+    finetune(
+        tiny_checkpoint("bert", num_hidden_layers=1), small_data, Finetune(epochs=2, batch_size=8), TASK,
+        tmp_path / "out", workspace=tmp_path / "work", tracking=Tracking(("wandb",), tmp_path / "tracking", "intents"),
+    )  # fmt: skip
+    (log,) = (tmp_path / "tracking" / "wandb").glob("offline-run-*/*.wandb")
+    assert b"eval/accuracy" in log.read_bytes()
+    assert "WANDB_MODE" not in os.environ
 
 
 def test_a_tracker_that_is_not_installed_is_named(train: Any) -> None:

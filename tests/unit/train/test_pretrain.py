@@ -1,0 +1,176 @@
+"""An encoder learns to fill in hidden words; what is hidden, what is kept, what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModel, AutoTokenizer
+
+from deploykit.errors import ModelError, TrainingError
+from deploykit.events import Progress
+from deploykit.recipe import Finetune, Pretrain, load_recipe
+from deploykit.tasks import find_task
+from deploykit.train.finetune import finetune
+from deploykit.train.pretrain import check_pretrainable, masking_collator, pretrain
+from deploykit.train.rows import NO_LABEL
+
+SETTINGS = Pretrain(epochs=2, learning_rate=2e-3, freeze_embeddings=False)
+
+
+@pytest.fixture(scope="module")
+def pretrained(tiny_checkpoint: Callable[..., Path], toy_data: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A tiny BERT that has read the toy messages: where it was, where it is, and what was said."""
+    folder = tmp_path_factory.mktemp("pretrained")
+    start = tiny_checkpoint("bert", initializer_range=0.05)
+    result = pretrain(
+        start, toy_data.train.texts, toy_data.validation.texts, SETTINGS, folder / "out", workspace=folder / "work"
+    )
+    return start, folder / "out", result
+
+
+def test_the_loss_of_hidden_words_falls(pretrained: Any) -> None:
+    _, _, result = pretrained
+    assert result.loss < result.loss_before - 0.3
+    assert (result.steps, result.texts, result.resumed_from) == (32, 512, 0)
+
+
+def test_the_encoder_is_kept_without_the_new_head_and_with_what_was_beside_it(pretrained: Any) -> None:
+    start, out, _ = pretrained
+    before, after = AutoModel.from_pretrained(start).state_dict(), AutoModel.from_pretrained(out).state_dict()
+    assert before.keys() == after.keys()
+    layer = "encoder.layer.0.intermediate.dense.weight"
+    assert not torch.equal(before[layer], after[layer])
+    assert torch.equal(before["pooler.dense.weight"], after["pooler.dense.weight"])
+    assert not any("predictions" in name for name in load_file(out / "model.safetensors"))
+    assert AutoTokenizer.from_pretrained(out).mask_token == "[MASK]"
+
+
+def test_fine_tuning_goes_on_from_it(pretrained: Any, toy_data: Any, tmp_path: Path) -> None:
+    _, out, _ = pretrained
+    settings = Finetune(epochs=3, learning_rate=5e-3, freeze_embeddings=False)
+    task = find_task("text-classification")
+    result = finetune(out, toy_data, settings, task, tmp_path / "out", workspace=tmp_path / "work")
+    assert result.metrics["accuracy"] > 0.5  # a quarter by chance
+
+
+@pytest.mark.parametrize("kind", ["distilbert", "roberta", "electra", "mpnet"])
+def test_every_encoder_of_the_bert_kind_can_be(kind: str, tiny_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    texts = ["cancel my parcel please", "the invoice is wrong", "hello, what now", "drop the van"] * 2
+    folder = tiny_checkpoint(kind)
+    result = pretrain(folder, texts, texts[:4], Pretrain(epochs=1), tmp_path / "out", workspace=tmp_path / "work")
+    assert np.isfinite([result.loss, result.loss_before]).all()
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+
+
+def test_whole_words_are_hidden_in_the_share_that_is_asked_for(tiny_checkpoint: Callable[..., Path]) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_checkpoint("bert"))
+    encoded = tokenizer(["courier driver tracking package the parcel van please tell me about it again"] * 300)
+    words = [-1 if word is None else word for word in encoded.word_ids(0)]
+    rows = [{"input_ids": ids, "attention_mask": [1] * len(ids), "words": words} for ids in encoded["input_ids"]]
+    assert max(words.count(word) for word in words) > 1  # some words are in pieces
+    batch = masking_collator(tokenizer, 0.3, seed=1)(rows)
+    hidden = (batch["labels"] != NO_LABEL).numpy()
+    original = np.array(encoded["input_ids"])
+    assert (batch["labels"].numpy()[hidden] == original[hidden]).all()
+    assert not hidden[:, np.array(words) < 0].any()
+    for word in set(words) - {-1}:
+        own = hidden[:, np.array(words) == word]
+        assert (own.all(axis=1) | ~own.any(axis=1)).all()
+    first = [words.index(word) for word in sorted(set(words) - {-1})]
+    assert hidden[:, first].mean() == pytest.approx(0.3, abs=0.04)
+    shown = batch["input_ids"].numpy()[hidden]
+    assert (shown == tokenizer.mask_token_id).mean() == pytest.approx(0.8, abs=0.06)
+    assert (shown == original[hidden]).mean() == pytest.approx(0.1, abs=0.06)
+    assert hidden.any(axis=1).all()
+    again = masking_collator(tokenizer, 0.3, seed=1)(rows)
+    assert torch.equal(again["input_ids"], batch["input_ids"])
+
+
+def test_single_tokens_are_hidden_where_words_need_not_be_whole(tiny_checkpoint: Callable[..., Path]) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_checkpoint("bert"))
+    encoded = tokenizer(["courier driver tracking package"] * 50)
+    words = [-1 if word is None else word for word in encoded.word_ids(0)]
+    rows = [{"input_ids": ids, "attention_mask": [1] * len(ids), "words": words} for ids in encoded["input_ids"]]
+    hidden = (masking_collator(tokenizer, 0.4, seed=1, whole_words=False)(rows)["labels"] != NO_LABEL).numpy()
+    parts = [hidden[:, np.array(words) == word] for word in set(words) - {-1} if words.count(word) > 1]
+    assert any((part.any(axis=1) & ~part.all(axis=1)).any() for part in parts)
+
+
+def test_an_interrupted_one_goes_on(tiny_checkpoint: Callable[..., Path], toy_data: Any, tmp_path: Path) -> None:
+    """FAULTS 25, 29."""
+    import os
+    import signal
+
+    start, texts = tiny_checkpoint("bert", initializer_range=0.05), toy_data.train.texts[:128]
+
+    def stop(event: object) -> None:
+        if isinstance(event, Progress) and event.done == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(start, texts, texts[:8], SETTINGS, tmp_path / "out", workspace=tmp_path / "work", listener=stop)
+    assert not (tmp_path / "out").exists()
+    result = pretrain(start, texts, texts[:8], SETTINGS, tmp_path / "out", workspace=tmp_path / "work")
+    assert (result.resumed_from, result.steps) == (5, 8)
+
+
+def test_what_can_not_be_is_refused_with_the_reason(
+    tiny_checkpoint: Callable[..., Path], toy_data: Any, tmp_path: Path
+) -> None:
+    start = tiny_checkpoint("bert")
+    with pytest.raises(TrainingError, match="1 messages are too few"):
+        pretrain(start, ["one"], ["two"], SETTINGS, tmp_path / "out", workspace=tmp_path / "work")
+    with pytest.raises(TrainingError, match="epochs is 0"):
+        pretrain(start, ["one", "two"], ["three"], Pretrain(), tmp_path / "out", workspace=tmp_path / "work")
+    other = tmp_path / "other"
+    shutil.copytree(start, other)
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | {"deploykit_plan": {"layers": []}}))
+    with pytest.raises(ModelError, match="is pruned"):
+        check_pretrainable(other)
+    for kind in ("vit", "t5"):
+        (other / "config.json").write_text(json.dumps({"model_type": kind}))
+        with pytest.raises(ModelError, match=f"no masked-language head for an encoder of kind {kind}"):
+            check_pretrainable(other)
+    settings = json.loads((start / "tokenizer_config.json").read_text())
+    bare = tmp_path / "bare"
+    shutil.copytree(start, bare)
+    settings.pop("mask_token")
+    (bare / "tokenizer_config.json").write_text(json.dumps(settings))
+    for name in ("special_tokens_map.json",):
+        (bare / name).unlink(missing_ok=True)
+    with pytest.raises(ModelError, match="has no mask token"):
+        pretrain(bare, toy_data.train.texts, ["a"], SETTINGS, tmp_path / "out", workspace=tmp_path / "work2")
+
+
+def test_a_second_fine_tuning_finds_the_first_ones_pretraining(
+    tiny_checkpoint: Callable[..., Path], toy_data: Any, write_csv: Callable[..., Path], tmp_path: Path
+) -> None:
+    from deploykit.events import Event, StageFinished
+    from deploykit.pipeline.plan import make_plan
+    from deploykit.pipeline.run import run_recipe
+
+    train = write_csv(tmp_path / "train.csv", toy_data.validation)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"version: 1\nname: toy\ntask: text-classification\nmodel: {tiny_checkpoint('bert')}\n"
+        f"data: {{train: {train}, test: 0.2, validation: 0.2}}\npretrain: {{epochs: 1}}\nfinetune: {{epochs: 1}}\n"
+    )
+    heard: list[Event] = []
+    for rate in (1e-3, 2e-3):
+        heard.clear()
+        checked = load_recipe(recipe, [f"finetune.learning_rate={rate}"])
+        run_recipe(checked, workspace=tmp_path / "work", until="finetune", listener=heard.append)
+    done = {event.stage: event.cached for event in heard if isinstance(event, StageFinished)}
+    assert done == {"data": True, "pretrain": True, "finetune": False}
+    plain = make_plan(load_recipe(recipe, ["pretrain.epochs=0"]), Path())
+    assert "pretrain" not in [step.stage for step in plain.steps]
+    assert "pretrain" not in plain.step("finetune").parents
