@@ -71,7 +71,7 @@ def test_a_wrong_call_is_one_line_and_where_help_is(
 
 
 def test_every_wrong_setting_of_a_stage_is_named_at_once(deploykit: Deploykit) -> None:
-    done = deploykit("finetune", "m", "--train", "t.csv", "-o", "o", "--epochs", "0", "--weight-decay", "2")
+    done = deploykit("finetune", "m", "--train", "t.csv", "-o", "o", "--epochs", "-1", "--weight-decay", "2")
     assert done.code == 2
     assert "--epochs: " in done.err
     assert "--weight-decay: " in done.err

@@ -353,8 +353,8 @@ def shift_zero_point(graph: onnx.ModelProto) -> None:
 
 def scale_weights(graph: onnx.ModelProto) -> None:
     scale = entering(graph, ACTIVATION).input[1]
-    product = next(node for node in graph.graph.node if node.op_type == "Mul" and node.input[0] == scale)
-    replace(graph.graph, product.input[1], constant(graph.graph, product.input[1])[1] * np.float32(1.7))
+    product = next(node for node in graph.graph.node if node.op_type == "MatMulIntegerToFloat" and scale in node.input)
+    replace(graph.graph, product.input[3], constant(graph.graph, product.input[3])[1] * np.float32(1.7))
 
 
 @pytest.mark.parametrize(

@@ -269,6 +269,7 @@ def run_proof(
     context = SimpleNamespace(
         recipe=recipe, task=TASK, data=lambda: data, folder=folders.__getitem__, listener=lambda event: None,
         info=lambda stage: {"scheme": scheme}, checkpoint=pruned or folders["finetune"],
+        whole=folders["finetune"],
     )  # fmt: skip
     out.mkdir()
     draft = SimpleNamespace(path=out, info={})
