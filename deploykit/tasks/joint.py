@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _NONE = -100
+_TAGS = 0.2
+"""What the tags' cost weighs beside the intents'. At first nearly all tokens ask for the same, "no entity": alike they
+set the scale of Adam's steps, and the intents come slowly (Bitext, 1,600 messages: 3 points less after 3 epochs)."""
 _INTENTS, _ENTITIES = TextClassification(), TokenClassification()
 
 
@@ -66,7 +69,7 @@ class IntentAndEntities:
     def sections(self, label_names: Sequence[str]) -> tuple[Section, ...]:
         """The tags, one for each token, and the intents, one for the message."""
         tags, intents = _split(label_names)
-        return Section(0, len(tags), True), Section(len(tags), len(tags) + len(intents), False)
+        return Section(0, len(tags), True, _TAGS), Section(len(tags), len(tags) + len(intents), False)
 
     def label_form(self, columns: str | Sequence[str]) -> ClassAndSpans:
         """The column of the intent, and the one or three of the spans.
