@@ -94,11 +94,13 @@ class Section:
         first: the first of them.
         past: the one behind the last.
         by_token: whether one is right for each token; else for the message, and the row of its first token tells it.
+        weight: of its cost in the training.
     """
 
     first: int
     past: int
     by_token: bool
+    weight: float = 1.0
 
     def rows(self, values: Any) -> Any:
         """What of an array or tensor [messages, tokens, ...] it is about: all, or the first token's [messages, ...]."""

@@ -28,6 +28,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _NONE = -100
+_TAGS = 0.5
+"""What the tags' cost weighs beside the intents'. At first nearly all tokens ask for the same, "no entity", and their
+gradients set the scale of Adam's steps for long: weighed alike the intents come slowly, weighed much less the entities
+do. MiniLM on 1,600 messages of Bitext, intents and entities in % on its dev split: 95.2 and 97.1 at 1 (3 epochs), 98.9
+and 97.0 at 0.5 (4 epochs), 98.8 and 87.7 at 0.2 (3 epochs); the single models 98.0 and 100 (3 epochs)."""
 _INTENTS, _ENTITIES = TextClassification(), TokenClassification()
 
 
@@ -68,7 +73,7 @@ class IntentAndEntities:
     def sections(self, label_names: Sequence[str]) -> tuple[Section, ...]:
         """The tags, one for each token, and the intents, one for the message."""
         tags, intents = _split(label_names)
-        return Section(0, len(tags), True), Section(len(tags), len(tags) + len(intents), False)
+        return Section(0, len(tags), True, _TAGS), Section(len(tags), len(tags) + len(intents), False)
 
     def label_form(self, columns: str | Sequence[str]) -> ClassAndSpans:
         """The column of the intent, and the one or three of the spans.

@@ -144,7 +144,7 @@ def distillation_loss(
             to the batch's length).
         output: the name of the logits.
         settings: what to learn.
-        sections: the parts of the logits that are decided on apart, whose losses are added; none where all are one.
+        sections: the parts of the logits that are decided on apart, their weighted losses added; none for one part.
     """
     from torch.nn import functional
 
@@ -157,21 +157,21 @@ def distillation_loss(
         loss = settings.soft_weight * heat**2 * soft.mean() + (1 - settings.soft_weight) * costs.mean()
         return loss + _hidden_loss(outputs, batch, settings)
     loss = 0.0
-    for part, own, columns in sections_of(logits, labels, sections):
-        expected = wanted[..., columns]
-        if part.ndim == 3:  # an answer for each token: those of the padding teach nothing
+    for part in sections_of(logits, labels, sections):
+        found, expected, own = part.logits, wanted[..., part.columns], part.labels
+        if found.ndim == 3:  # an answer for each token: those of the padding teach nothing
             real = batch["attention_mask"].bool()
-            part, expected, own = part[real], expected[real], own[real]  # noqa: PLW2901
+            found, expected, own = found[real], expected[real], own[real]
         elif expected.ndim == 3:  # one for the message, beside those for its tokens
             expected = expected[:, 0]
         soft = functional.kl_div(
-            functional.log_softmax(part / heat, dim=-1),
+            functional.log_softmax(found / heat, dim=-1),
             functional.log_softmax(expected / heat, dim=-1),
             reduction="batchmean",
             log_target=True,
         )
-        hard = functional.cross_entropy(part, own, reduction="sum") / len(own)
-        loss += settings.soft_weight * heat**2 * soft + (1 - settings.soft_weight) * hard
+        hard = functional.cross_entropy(found, own, reduction="sum") / len(own)
+        loss += part.weight * (settings.soft_weight * heat**2 * soft + (1 - settings.soft_weight) * hard)
     return loss + _hidden_loss(outputs, batch, settings)
 
 

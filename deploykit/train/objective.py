@@ -20,7 +20,7 @@ from deploykit.recipe import Finetune
 from deploykit.tasks import Task
 from deploykit.tasks.base import Loss, Section
 from deploykit.train.contrastive import check_pairs, contrastive_loss
-from deploykit.train.rows import NO_LABEL, Row, sections_of
+from deploykit.train.rows import NO_LABEL, Part, Row, sections_of
 
 _OF_LABELS = ("class_weights", "focal_gamma", "label_smoothing", "r_drop", "adversarial")
 """Settings of a loss that compares logits with labels."""
@@ -38,7 +38,7 @@ class Objective:
         r_drop: weight of the divergence of two passes under dropout; 0 runs one.
         adversarial: length of the step on a message's embeddings that raises its loss most; 0 takes none.
         several: whether a message may have several labels: each is judged by itself.
-        sections: the parts of the logits that are decided on apart, whose costs are added; none where all are one.
+        sections: the parts of the logits that are decided on apart, their weighted costs added; none for one part.
         temperature: of the contrastive loss, which then is the whole of it; None for cross entropy.
     """
 
@@ -111,12 +111,12 @@ class Objective:
         outputs = model(**{name: torch.cat([value, value]) for name, value in inputs.items()})
         both = torch.cat([labels, labels])
         apart: Any = 0.0
-        for part, wanted, _ in sections_of(outputs[self.output].float(), both, self.sections):
-            first, second = (self._log_shares(each) for each in part.chunk(2))
-            own = wanted.chunk(2)[0]
+        for part in sections_of(outputs[self.output].float(), both, self.sections):
+            first, second = (self._log_shares(each) for each in part.logits.chunk(2))
+            own = part.labels.chunk(2)[0]
             real = own[:, 0] != NO_LABEL if self.several else own != NO_LABEL
             first, second = first[real], second[real]
-            apart += sum(
+            apart += part.weight * sum(
                 functional.kl_div(ours, theirs, reduction="batchmean", log_target=True)
                 for ours, theirs in ((first, second), (second, first))
             )
@@ -125,16 +125,17 @@ class Objective:
     def _cost(self, logits: Any, labels: Any) -> Any:
         if self.several:
             return self._cost_of_each(logits.float(), labels)
-        parts = sections_of(logits.float(), labels, self.sections)
-        return sum(self._cost_of_part(values, wanted, columns) for values, wanted, columns in parts)
+        return sum(
+            part.weight * self._cost_of_part(part) for part in sections_of(logits.float(), labels, self.sections)
+        )
 
-    def _cost_of_part(self, logits: Any, labels: Any, columns: slice) -> Any:
-        """The cost of logits of which one is right, those of some of the classes."""
+    def _cost_of_part(self, part: Part) -> Any:
+        """The cost of logits of which one is right."""
         import torch
         from torch.nn import functional
 
-        logits, labels = logits.flatten(0, -2), labels.flatten()
-        weights = None if self.weights is None else torch.from_numpy(self.weights[columns]).to(logits.device)
+        logits, labels = part.logits.flatten(0, -2), part.labels.flatten()
+        weights = None if self.weights is None else torch.from_numpy(self.weights[part.columns]).to(logits.device)
         if not self.gamma:
             return functional.cross_entropy(
                 logits, labels, weight=weights, ignore_index=NO_LABEL, label_smoothing=self.smoothing

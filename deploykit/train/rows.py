@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-__all__ = ["NO_LABEL", "Row", "padding_collator", "sections_of", "training_rows", "unlabelled"]
+__all__ = ["NO_LABEL", "Part", "Row", "padding_collator", "sections_of", "training_rows", "unlabelled"]
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from deploykit.data.labels import Label
 from deploykit.errors import ModelError
@@ -83,8 +83,17 @@ def padding_collator(tokenizer: Any) -> Callable[[Sequence[Row]], Any]:
     return collate
 
 
-def sections_of(logits: Any, labels: Any, sections: Sequence[Section]) -> Iterator[tuple[Any, Any, slice]]:
-    """The parts of a batch that are decided on apart: their logits, their labels counted from 0, and their columns.
+class Part(NamedTuple):
+    """What of a batch is decided on apart: its logits, its labels counted from 0, its columns, its cost's weight."""
+
+    logits: Any
+    labels: Any
+    columns: slice
+    weight: float
+
+
+def sections_of(logits: Any, labels: Any, sections: Sequence[Section]) -> Iterator[Part]:
+    """The parts of a batch, one for each section.
 
     Args:
         logits: [messages, labels] or [messages, tokens, labels].
@@ -92,9 +101,9 @@ def sections_of(logits: Any, labels: Any, sections: Sequence[Section]) -> Iterat
         sections: none where all columns are one part.
     """
     if not sections:
-        yield logits, labels, slice(None)
+        yield Part(logits, labels, slice(None), 1.0)
     for section in sections:
         wanted = section.rows(labels)
         others = (wanted < section.first) | (wanted >= section.past)
         own = (wanted - section.first).masked_fill(others, NO_LABEL)
-        yield section.columns(logits), own, slice(section.first, section.past)
+        yield Part(section.columns(logits), own, slice(section.first, section.past), section.weight)

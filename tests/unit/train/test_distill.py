@@ -89,8 +89,8 @@ def test_of_sections_the_losses_are_added_one_by_token_one_by_message() -> None:
         "labels": torch.tensor([[-100, 0, -100], [-100, -100, -100]])
     })  # fmt: skip
     classes = loss_of(logits[:, 0, 3:], hidden, batch_of(other[:, 0, 3:], hidden) | {"labels": torch.tensor([1, -100])})
-    sections = (Section(0, 3, True), Section(3, 5, False))
-    assert loss_of(logits, hidden, batch, sections) == pytest.approx(tags + classes, rel=1e-5)
+    sections = (Section(0, 3, True, 0.25), Section(3, 5, False))
+    assert loss_of(logits, hidden, batch, sections) == pytest.approx(0.25 * tags + classes, rel=1e-5)
 
 
 def test_a_teachers_rows_of_tokens_become_a_padded_batch() -> None:

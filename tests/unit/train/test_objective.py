@@ -64,7 +64,7 @@ def test_balanced_weights_let_all_classes_count_alike() -> None:
     assert class_weights([{"labels": [-100, 0, 0, 1, -100]}], 2).tolist() == pytest.approx([0.75, 1.5])
 
 
-SECTIONS = (Section(0, 3, True), Section(3, 5, False))
+SECTIONS = (Section(0, 3, True, 0.25), Section(3, 5, False))
 """Three tags by token, two classes by message."""
 
 
@@ -90,7 +90,7 @@ def test_of_sections_the_costs_are_added_each_over_its_own_columns_and_rows() ->
 
     tags = functional.cross_entropy(values[..., :3][:, 1:].flatten(0, 1), labels[:, 1:].flatten())
     classes = functional.cross_entropy(values[:, 0, 3:], labels[:, 0] - 3)
-    assert cost(values) == pytest.approx(float(tags + classes), rel=1e-6)
+    assert cost(values) == pytest.approx(float(0.25 * tags + classes), rel=1e-6)
     moved = values.clone()
     moved[:, 1:, 3:] += 100  # classes of tokens that say nothing about the message
     moved[:, 0, :3] -= 100
