@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from deploykit.data.sample import OUT_OF_SCOPE, SampleRow, support_rows, write_support_csv
+from deploykit.data.sample import OUT_OF_SCOPE, SampleRow, faq_entries, faq_rows, support_rows, write_support_csv
 from deploykit.data.sample.templates import load_surroundings, load_topics, load_values
 from deploykit.data.sample.values import ENTITY_TYPES, Split
 
@@ -188,3 +188,14 @@ def test_csv_holds_the_same_rows(tmp_path: Path) -> None:
 def test_writing_twice_gives_the_same_bytes(tmp_path: Path) -> None:
     first, second = write_support_csv(tmp_path / "a"), write_support_csv(tmp_path / "b")
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_the_help_page_answers_every_message_and_repeats_none(split: Split) -> None:
+    entries, messages = faq_entries(), faq_rows(split)
+    assert {entry.label for entry in entries} == {row.label for row in messages}
+    assert {row.label for row in support_rows(split)} - {row.label for row in messages} == {OUT_OF_SCOPE}
+    questions = {said(entry.text) for entry in entries}
+    assert len(questions) == len(entries) == 64
+    assert questions.isdisjoint(said(row.text) for row in messages)
+    assert len({entry.answer for entry in entries}) == 32
