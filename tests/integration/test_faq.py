@@ -46,7 +46,7 @@ def test_the_recipe_runs_and_other_entries_need_no_training(
             f"model={tiny_checkpoint('bert', initializer_range=0.05)}", f"data.train={train}", f"data.test={test}",
             f"data.entries={entries}", "finetune.epochs=6", "finetune.learning_rate=0.005",
             "finetune.freeze_embeddings=false", "goal.max_drop=0.06", "quantize.scheme=int8_static",
-            "quantize.fusions=all",
+            "quantize.fusions=all", "quantize.calibration_rows=64",
         ],
     )  # fmt: skip
     work = tmp_path / "work"

@@ -12,7 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from deploykit.data.sample import OUT_OF_SCOPE, SampleRow, sentiment_rows, support_rows, write_support_csv
+from deploykit.data.sample import (
+    OUT_OF_SCOPE,
+    SampleRow,
+    faq_entries,
+    faq_rows,
+    sentiment_rows,
+    support_rows,
+    write_support_csv,
+)
 from deploykit.data.sample.feelings import SENTIMENT_SHARES, UNSHOWN
 from deploykit.data.sample.templates import load_feelings, load_surroundings, load_topics, load_values
 from deploykit.data.sample.values import ENTITY_TYPES, Split
@@ -215,3 +223,14 @@ def test_who_does_not_show_a_feeling_writes_as_the_neutral_do() -> None:
     silent = sum(not any(part[:9] in said(row.text) for part in shown) for row in rows)
     assert silent / len(rows) < UNSHOWN + 0.2  # misspelt and shortened sentences are not recognized here
     assert silent / len(rows) > UNSHOWN / 2
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_the_help_page_answers_every_message_and_repeats_none(split: Split) -> None:
+    entries, messages = faq_entries(), faq_rows(split)
+    assert {entry.label for entry in entries} == {row.label for row in messages}
+    assert {row.label for row in support_rows(split)} - {row.label for row in messages} == {OUT_OF_SCOPE}
+    questions = {said(entry.text) for entry in entries}
+    assert len(questions) == len(entries) == 64
+    assert questions.isdisjoint(said(row.text) for row in messages)
+    assert len({entry.answer for entry in entries}) == 32
