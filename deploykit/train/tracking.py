@@ -71,7 +71,7 @@ def tracked(tracking: Tracking | None) -> Iterator[list[str]]:
 def _end_runs(tools: tuple[str, ...]) -> None:
     """Close the runs: left open, they are written at the end of the process, and the next training joins them."""
     if "wandb" in tools:
-        importlib.import_module("wandb").finish(quiet=True)
+        importlib.import_module("wandb").finish()
     if "mlflow" in tools:
         importlib.import_module("mlflow").end_run()
 
