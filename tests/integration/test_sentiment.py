@@ -18,6 +18,7 @@ from deploykit.triton.embedded import EmbeddedServer, unsupported_reason
 
 pytestmark = [
     pytest.mark.triton,
+    pytest.mark.slow,
     pytest.mark.skipif(unsupported_reason() is not None, reason=str(unsupported_reason())),
 ]
 RECIPE = Path(__file__).parents[2] / "recipes" / "sentiment.yaml"
