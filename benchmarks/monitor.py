@@ -30,7 +30,7 @@ import numpy as np
 from machine_facts import finish
 
 from deploykit.artifacts.digest import digest_json
-from deploykit.data.sample.feelings import TOPICS, FeltWriter
+from deploykit.data.sample.feelings import TOPICS, UNSHOWN, FeltWriter
 from deploykit.data.sample.stream import SURGE, StreamPlan, negative_share
 from deploykit.monitor import SurgeRule, Window, judge_stream
 from deploykit.pipeline.measuring import padded_batches, run_target
@@ -348,8 +348,17 @@ def main() -> None:
             for seed in range(arguments.streams)
         ]
         print(f"{name}: found {sum(row['monitor'] is not None for row in surges[name])}", file=sys.stderr)
+    said_negative = {
+        kind: sum(share for (_, feeling), share in found.items() if feeling == "negative")
+        for kind, found in confusion.items()
+    }
     figures = {
         "accuracy": right,
+        "sentiment_ceiling": 1 - UNSHOWN * 2 / 3,  # two of three kinds of messages have a feeling to be kept back
+        "negatives_found": float(np.mean([each for kind, each in said_negative.items() if kind[1] == "negative"])),
+        "others_taken_for_negative": float(
+            np.mean([each for kind, each in said_negative.items() if kind[1] != "negative"])
+        ),
         **summary(quiet, surges),
         "shipped_streams": {
             name: kept.of(

@@ -5,7 +5,7 @@
 
 Of each class some messages keep their labels, another draw for each seed; the encoder reads all training messages
 without labels. Then it is fine-tuned on the labelled ones, and so is the encoder as it came, with the same seed. What
-is done is kept in --work, so that the same command goes on.
+is done is kept in --work, so that the same command goes on, also within a training.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import json
 import shutil
 import sys
 import tempfile
-import time
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -57,11 +56,12 @@ def once(options: argparse.Namespace, seed: int, *, reads: bool) -> dict[str, An
     rows, test = read_rows(options.train, columns), read_rows(options.test, columns)
     names = tuple(sorted(set(map(str, rows.labels or ()))))
     train, watched = drawn(rows, options.each, seed)
-    model, folder = resolve_or_error(options.model, Path()), options.work / "training"
-    shutil.rmtree(folder, ignore_errors=True)
+    model, folder = resolve_or_error(options.model, Path()), options.work / f"training-{reads}-{seed}"
     figures: dict[str, Any] = {}
-    if reads:
-        began = time.monotonic()
+    said = folder / "read.json"
+    if reads and said.is_file():
+        model, figures = folder / "read", json.loads(said.read_text(encoding="utf-8"))
+    elif reads:
         settings = Pretrain(
             epochs=options.pretrain_epochs, learning_rate=options.pretrain_rate, masked=options.masked,
             freeze_embeddings=not options.train_embeddings,
@@ -70,8 +70,8 @@ def once(options: argparse.Namespace, seed: int, *, reads: bool) -> dict[str, An
         texts = [text for text in rows.texts if text not in seen]
         read = pretrain(model, texts, watched.texts, settings, folder / "read", workspace=folder / "work", seed=seed)
         model = folder / "read"
-        figures = {"hidden_loss_before": read.loss_before, "hidden_loss": read.loss, "texts": read.texts,
-                   "pretrain_seconds": round(time.monotonic() - began, 1)}  # fmt: skip
+        figures = {"hidden_loss_before": read.loss_before, "hidden_loss": read.loss, "texts": read.texts}
+        said.write_text(json.dumps(figures), encoding="utf-8")
     data = LabelledData(train, watched, test, names)
     training = Finetune(epochs=options.epochs, learning_rate=options.rate)
     finetune(model, data, training, task, folder / "out", workspace=folder / "tuning", seed=seed)

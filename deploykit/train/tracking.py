@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ["Tracking", "mlflow_uri", "tracked"]
 
 import contextlib
+import importlib
 import importlib.util
 import os
 from collections.abc import Iterator
@@ -62,8 +63,17 @@ def tracked(tracking: Tracking | None) -> Iterator[list[str]]:
     try:
         yield list(tools)
     finally:
+        _end_runs(tools)
         for name in added:
             os.environ.pop(name, None)
+
+
+def _end_runs(tools: tuple[str, ...]) -> None:
+    """Close the runs: left open, they are written at the end of the process, and the next training joins them."""
+    if "wandb" in tools:
+        importlib.import_module("wandb").finish()
+    if "mlflow" in tools:
+        importlib.import_module("mlflow").end_run()
 
 
 def mlflow_uri(folder: Path) -> str:

@@ -18,6 +18,7 @@ from deploykit.triton.embedded import EmbeddedServer, unsupported_reason
 
 pytestmark = [
     pytest.mark.triton,
+    pytest.mark.slow,
     pytest.mark.skipif(unsupported_reason() is not None, reason=str(unsupported_reason())),
 ]
 RECIPE = Path(__file__).parents[2] / "recipes" / "sentiment.yaml"
@@ -45,7 +46,8 @@ def test_the_recipe_runs_and_the_monitor_asks_what_is_served(
         RECIPE,
         [
             f"model={tiny_checkpoint('bert', initializer_range=0.05)}", f"data.train={train}", f"data.test={test}",
-            "finetune.epochs=4", "finetune.learning_rate=0.005", "finetune.freeze_embeddings=false",
+            "quantize.mend=false", "quantize.smooth=never", "finetune.epochs=4", "finetune.learning_rate=0.005",
+            "finetune.freeze_embeddings=false",
         ],
     )  # fmt: skip
     work = tmp_path / "work"
