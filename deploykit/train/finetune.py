@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ["FinetuneResult", "fast_tokenizer", "finetune", "precision_of", "training_arguments"]
+__all__ = ["FinetuneResult", "fast_tokenizer", "finetune"]
 
 import contextlib
-import importlib.util
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from deploykit.data.dataset import LabelledData
-from deploykit.errors import MissingDependencyError, TrainingError
+from deploykit.errors import TrainingError
 from deploykit.events import Listener, Note, ignore
 from deploykit.recipe import Finetune
 from deploykit.runners.tokenize import max_length_from_folder
@@ -21,6 +20,7 @@ from deploykit.runners.untrusted import check_checkpoint
 from deploykit.tasks import Task
 from deploykit.tasks.base import Loss
 from deploykit.tasks.quiet import quiet_transformers
+from deploykit.train.arguments import precision_of, training_arguments
 from deploykit.train.augment import labelled_copies
 from deploykit.train.checkpoints import last_complete
 from deploykit.train.distill import with_teacher
@@ -273,66 +273,6 @@ def _network(
     return network
 
 
-def training_arguments(
-    settings: Finetune, workspace: Path, *, seed: int, epochs: float, total: int, smoothed_here: bool, best: str,
-    report_to: list[str], run_name: str | None,
-) -> Any:  # fmt: skip
-    """What the Trainer is told; checkpoints at each epoch's end.
-
-    Args:
-        settings: how to train.
-        workspace: the folder for checkpoints.
-        seed: of the order of the rows, and dropout.
-        epochs: passes over the rows.
-        total: steps in all.
-        smoothed_here: whether the Trainer smoothes the labels.
-        best: what early stopping watches: `loss`, or a metric.
-        report_to: what hears of the curves.
-        run_name: what they call it.
-    """
-    import torch
-    from transformers import TrainingArguments
-
-    precision = precision_of(settings.precision)
-    stops_early = settings.early_stopping is not None
-    # The newer name of an option that warns when it is named at all.
-    name = "activation" if hasattr(TrainingArguments, "activation_checkpointing") else "gradient"
-    checkpointing = {f"{name}_checkpointing": True} if settings.gradient_checkpointing else {}
-    return TrainingArguments(
-        output_dir=str(workspace),
-        num_train_epochs=epochs,
-        learning_rate=settings.learning_rate,
-        per_device_train_batch_size=settings.batch_size,
-        per_device_eval_batch_size=max(settings.batch_size, 64),
-        gradient_accumulation_steps=settings.gradient_accumulation,
-        weight_decay=settings.weight_decay,
-        warmup_steps=math.ceil(total * settings.warmup),
-        lr_scheduler_type=settings.scheduler,
-        label_smoothing_factor=settings.label_smoothing if smoothed_here else 0.0,
-        optim=_optimizer(settings.optimizer),
-        bf16=precision == "bf16",
-        use_cpu=on_cpu(),  # else bf16 is taken for a mistake there, and torchrun's processes train each alone
-        fp16=precision == "fp16",
-        eval_strategy="epoch",
-        save_strategy="epoch",
-        save_total_limit=3 if stops_early else 2,  # the newest, one that is complete in any case, and the best
-        load_best_model_at_end=stops_early,
-        metric_for_best_model=best if stops_early else None,
-        greater_is_better=best != "loss" if stops_early else None,
-        restore_callback_states_from_checkpoint=True,  # how long early stopping has been waiting
-        logging_steps=10,
-        logging_nan_inf_filter=False,
-        dataloader_pin_memory=torch.cuda.is_available(),
-        disable_tqdm=True,
-        log_level="error",
-        remove_unused_columns=False,  # the collator takes a row's number; `training_rows` has removed the others
-        report_to=report_to,
-        run_name=run_name,
-        seed=seed,
-        **checkpointing,
-    )
-
-
 def _final_metrics(trainer: Any, network: Any, validation: Any, task: Task, names: Sequence[str]) -> dict[str, float]:
     """The loss and every metric of the task on the validation split, the head moved to where 0 decides."""
     prediction = trainer.predict(validation)
@@ -367,25 +307,6 @@ def _move_head(network: Any, shift: float, outputs: int) -> None:
 
 def _logged(trainer: Any, name: str) -> tuple[tuple[int, float], ...]:
     return tuple((entry["step"], entry[name]) for entry in trainer.state.log_history if name in entry)
-
-
-def precision_of(asked: str) -> str:
-    """The number format that is trained in."""
-    import torch
-
-    if asked == "fp16" and not torch.cuda.is_available():
-        raise TrainingError("finetune.precision=fp16 needs a GPU", "use auto, fp32 or bf16")
-    if asked != "auto":
-        return asked
-    return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp32"
-
-
-def _optimizer(name: str) -> str:
-    if name == "adamw":
-        return "adamw_torch_fused"
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise MissingDependencyError("finetune.optimizer=adamw_8bit needs bitsandbytes", "pip install 'deploykit[gpu]'")
-    return "adamw_bnb_8bit"
 
 
 def _dropout(model: Path, dropout: float | None) -> dict[str, float]:
