@@ -7,17 +7,21 @@ __all__ = [
     "fingerprint",
     "gpu_names",
     "has_nvidia_gpu",
+    "in_words",
     "instruction_set",
+    "machine_state",
     "memory_limit_bytes",
     "physical_cores",
     "usable_cores",
 ]
 
+import contextlib
 import os
 import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -57,6 +61,32 @@ def instruction_set() -> str:
     if machine in {"aarch64", "arm64"}:
         return "arm64 " + _strongest(_cpu_flags(), _ARM_LEVELS, fallback="neon")
     return machine or "unknown"
+
+
+def machine_state() -> dict[str, float]:
+    """What the machine tells of its state just now, taken before a measurement.
+
+    `busy`, the mean number of processes that wanted a core in the last minute; `mhz` of the cores in the mean; and
+    `celsius` of the hottest of them. What it does not tell is left out: virtual machines keep most of it to themselves.
+    """
+    found: dict[str, float] = {"busy": psutil.getloadavg()[0]}
+    with contextlib.suppress(AttributeError, OSError, RuntimeError, NotImplementedError):
+        clock = psutil.cpu_freq()
+        if clock is not None and clock.current:
+            found["mhz"] = float(clock.current)
+    with contextlib.suppress(AttributeError, OSError, RuntimeError, NotImplementedError):
+        hottest = [each.current for sensors in psutil.sensors_temperatures().values() for each in sensors]
+        if hottest:
+            found["celsius"] = float(max(hottest))
+    return found
+
+
+def in_words(state: Mapping[str, float]) -> str:
+    """A machine's state for people."""
+    said = [f"{state['busy']:.1f} processes wanted a core before"]
+    said += [f"{state['mhz'] / 1e3:.1f} GHz"] if "mhz" in state else []
+    said += [f"{state['celsius']:.0f} °C"] if "celsius" in state else []
+    return ", ".join(said)
 
 
 def physical_cores() -> int:

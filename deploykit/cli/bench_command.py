@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ["command"]
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -13,18 +14,23 @@ from deploykit.cli.options import as_json
 from deploykit.errors import UsageError
 
 _MOST_CLIENTS = 1024
+_MOST_TOKENS = 1 << 16
 
 
-def _numbers(context: click.Context, option: click.Parameter, text: str | None) -> tuple[int, ...]:
-    if text is None:
-        return ()
-    try:
-        found = tuple(dict.fromkeys(int(part) for part in text.split(",")))
-    except ValueError:
-        found = (0,)
-    if min(found) < 1 or max(found) > _MOST_CLIENTS:
-        raise click.BadParameter(f"{text!r} is no list of numbers from 1 to {_MOST_CLIENTS}, as in 1,2,4,8")
-    return found
+def _numbers(least: int, most: int) -> Callable[[click.Context, click.Parameter, str | None], tuple[int, ...]]:
+    def read(context: click.Context, option: click.Parameter, text: str | None) -> tuple[int, ...]:
+        if text is None:
+            return ()
+        try:
+            found = tuple(dict.fromkeys(int(part) for part in text.split(",")))
+        except ValueError:
+            found = (least - 1,)
+        if min(found) < least or max(found) > most:
+            example = ",".join(str(least * factor) for factor in (1, 2, 4, 8))
+            raise click.BadParameter(f"{text!r} is no list of numbers from {least} to {most}, as in {example}")
+        return found
+
+    return read
 
 
 @click.command("bench")
@@ -52,8 +58,12 @@ def _numbers(context: click.Context, option: click.Parameter, text: str | None) 
     help="server: the limit on p99 in ms; without --rate the highest rate that holds it is searched.",
 )  # fmt: skip
 @click.option(
-    "--concurrency", callback=_numbers, metavar="N,N,...",
+    "--concurrency", callback=_numbers(1, _MOST_CLIENTS), metavar="N,N,...",
     help="So many clients at once, each number for --seconds: answers a second and latency against it.",
+)  # fmt: skip
+@click.option(
+    "--lengths", callback=_numbers(3, _MOST_TOKENS), metavar="N,N,...",
+    help="Messages of so many tokens, each length in turn, in place of their own.",
 )  # fmt: skip
 @click.option("--hourly-price", type=click.FloatRange(0, min_open=True), help="Of the machine: what messages cost.")
 @click.option("--save-baseline", type=click.Path(path_type=Path), help="Write the figures of one target to this file.")
@@ -82,6 +92,7 @@ def command(
     seconds: float,
     p99: float | None,
     concurrency: tuple[int, ...],
+    lengths: tuple[int, ...],
     hourly_price: float | None,
     save_baseline: Path | None,
     version_name: str,
@@ -100,6 +111,7 @@ def command(
     from deploykit.cli.bench_output import show_history, show_load
     from deploykit.cli.json_output import print_json
     from deploykit.cli.render import Screen, stdout, timing_table
+    from deploykit.machine import in_words, machine_state
     from deploykit.pipeline.alone import bench_alone
     from deploykit.pipeline.latency import load_alone, make_baseline
     from deploykit.report.load_page import load_page
@@ -114,6 +126,8 @@ def command(
         raise UsageError(f"{twice} is named twice", "name every target once")
     if concurrency and scenario != "single":
         raise UsageError(f"--concurrency is no part of --scenario {scenario}", "leave one of them out")
+    if lengths and (concurrency or scenario != "single" or save_baseline is not None):
+        raise UsageError("--lengths is for one message at a time and no baseline", "leave --lengths out")
     under_load: Literal["single", "offline", "server", "closed"] = "closed" if concurrency else scenario
     if under_load != "single":
         if len(targets) > 1 or save_baseline is not None:
@@ -130,10 +144,11 @@ def command(
         return show_load(best, tried, hourly_price, searched=scenario == "server" and rate is None, as_json=as_json)
     if save_baseline is not None and len(targets) > 1:
         raise UsageError("--save-baseline is for one target", "bench each by itself")
+    state = machine_state()
     with Screen() as screen:
         timed = bench_alone(
             targets, data=data, text=text, messages=messages, blocks=blocks, warmup=warmup, threads=threads,
-            tokenizer=tokenizer, task=task, listener=screen,
+            tokenizer=tokenizer, task=task, lengths=lengths, listener=screen,
         )  # fmt: skip
     if save_baseline is not None:
         baseline = make_baseline(
@@ -154,9 +169,10 @@ def command(
         for name, samples in timed.items()
     ]
     if as_json:
-        print_json({"targets": rows})
+        print_json({"targets": rows, "machine": state})
         return 0
     stdout().print(timing_table(timed))
     first = timed[targets[0]]
     click.echo(f"{first.n} messages per target; {first.stolen:.0%} of the CPU time stolen by others meanwhile")
+    click.echo(f"the machine: {in_words(state)}")
     return 0

@@ -33,8 +33,8 @@ def timed_messages(
     encoder = Encoder(folder)
     if max(lengths) > encoder.max_length:
         raise LatencyError(
-            f"goal.target.lengths asks for {max(lengths)} tokens, and the model truncates to {encoder.max_length}",
-            "raise finetune.max_length, or ask for less",
+            f"{max(lengths)} tokens are asked for, and the model truncates to {encoder.max_length}",
+            "ask for less, or raise finetune.max_length",
         )
     words = itertools.cycle([word for text in spread_over(texts, count) for word in text.split()])
     return [_of_length(words, length, encoder) for length in itertools.islice(itertools.cycle(lengths), count)]
@@ -48,4 +48,4 @@ def _of_length(words: Iterator[str], length: int, encoder: Encoder) -> str:
             message.append(word)
         if tokens == length:
             return " ".join(message)
-    raise LatencyError(f"no message of {length} tokens could be made", "ask for another of goal.target.lengths")
+    raise LatencyError(f"no message of {length} tokens could be made", "ask for another length")

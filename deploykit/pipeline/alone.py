@@ -32,6 +32,7 @@ from deploykit.errors import UsageError
 from deploykit.events import Listener, ignore
 from deploykit.export.compatibility import preflight
 from deploykit.latency.measure import Samples, measure, spread_over
+from deploykit.latency.messages import timed_messages
 from deploykit.parity.report import ParityReport
 from deploykit.pipeline.choice import choose_variant
 from deploykit.pipeline.comparison import Question, compare_models
@@ -370,12 +371,26 @@ def bench_alone(
     threads: int,
     tokenizer: Path | None,
     task: str,
+    lengths: Sequence[int] = (),
     listener: Listener = ignore,
 ) -> dict[str, Samples]:
-    """Time targets on the messages of a data file, in alternating blocks."""
+    """Time targets on the messages of a data file, in alternating blocks.
+
+    With `lengths`, tokens of a message by the first target's tokenizer, the messages are made of the file's words.
+
+    Raises:
+        LatencyError: a length is above the model's, or no message can be given it.
+        UsageError: lengths are asked for, and the first target has no tokenizer at hand.
+    """
     found = {name: timed_target(name, threads=threads, tokenizer=tokenizer, task=task) for name in targets}
     texts = read_rows(data, Columns(text, None)).texts
-    return measure(found, spread_over(texts, messages), blocks=blocks, warmup=warmup, listener=listener)
+    timed = spread_over(texts, messages)
+    if lengths:
+        folder = tokenizer or Path(targets[0])
+        if not (folder / "tokenizer.json").is_file():
+            raise UsageError(f"{targets[0]} has no tokenizer at hand, which counts tokens", "name one: --tokenizer")
+        timed = timed_messages(texts, messages, lengths, folder)
+    return measure(found, timed, blocks=blocks, warmup=warmup, listener=listener)
 
 
 def _columns(columns: tuple[str, LabelColumns | None], task: str) -> Columns:

@@ -190,5 +190,24 @@ def test_clients_of_a_model_in_process_are_refused(deploykit: Deploykit, tmp_pat
     assert (done.code, "is no server" in done.err) == (2, True)
 
 
+@pytest.mark.parametrize("more", [("--scenario", "offline"), ("--concurrency", "2"), ("--save-baseline", "b.json")])
+def test_lengths_are_for_one_message_at_a_time(deploykit: Deploykit, more: tuple[str, ...]) -> None:
+    done = deploykit("bench", "m", "--data", "sample:support/test", "--lengths", "16,64", *more)
+    assert (done.code, "--lengths is for one message at a time" in done.err) == (2, True)
+
+
+@pytest.mark.parametrize("numbers", ["2", "16,x", ""])
+def test_lengths_that_no_message_has_are_refused(deploykit: Deploykit, numbers: str) -> None:
+    done = deploykit("bench", "m", "--data", "d.csv", f"--lengths={numbers}")
+    assert (done.code, "as in 3,6,12,24" in done.err) == (2, True)
+
+
+def test_lengths_need_a_tokenizer_at_hand(deploykit: Deploykit, tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").touch()
+    target = str(tmp_path / "model.onnx")
+    done = deploykit("bench", target, "--data", "sample:support/test", "--lengths", "16")
+    assert (done.code, "no tokenizer at hand" in done.err) == (2, True)
+
+
 def test_a_scenario_and_numbers_of_clients_exclude_each_other(deploykit: Deploykit) -> None:
     assert deploykit(*CURVE, "--scenario", "offline").code == 2

@@ -210,6 +210,7 @@ def test_bench_compares_with_the_first_target(deploykit: Deploykit, monkeypatch:
     assert "slow[/]" in done.out
     assert "5.0x" in done.out
     assert "4 messages per target; 2% of the CPU time stolen" in done.out
+    assert "processes wanted a core before" in done.out.splitlines()[-1]
 
 
 def test_bench_refuses_a_target_twice(deploykit: Deploykit) -> None:

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -196,3 +197,21 @@ def test_a_command_that_fails_or_is_not_there_says_nothing() -> None:
     assert machine._output([sys.executable, "-c", "print('said')"]) == "said"
     assert machine._output([sys.executable, "-c", "raise SystemExit(1)"]) is None
     assert machine._output(["/no/such/command"]) is None
+
+
+def test_the_state_of_the_machine_is_what_it_tells(monkeypatch: pytest.MonkeyPatch) -> None:
+    hot = {"coretemp": [SimpleNamespace(current=61.0), SimpleNamespace(current=83.5)]}
+    monkeypatch.setattr(machine.psutil, "getloadavg", lambda: (3.25, 1.0, 1.0))
+    monkeypatch.setattr(machine.psutil, "cpu_freq", lambda: SimpleNamespace(current=2100.0))
+    monkeypatch.setattr(machine.psutil, "sensors_temperatures", lambda: hot, raising=False)
+    state = machine.machine_state()
+    assert state == {"busy": 3.25, "mhz": 2100.0, "celsius": 83.5}
+    assert machine.in_words(state) == "3.2 processes wanted a core before, 2.1 GHz, 84 °C"
+
+
+def test_what_the_machine_keeps_to_itself_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine.psutil, "getloadavg", lambda: (0.0, 0.0, 0.0))
+    monkeypatch.setattr(machine.psutil, "cpu_freq", lambda: None)
+    monkeypatch.delattr(machine.psutil, "sensors_temperatures", raising=False)
+    assert machine.machine_state() == {"busy": 0.0}
+    assert machine.in_words({"busy": 0.0}) == "0.0 processes wanted a core before"
