@@ -28,5 +28,5 @@ def test_the_datas_own_are_spread_over_it(tiny_checkpoint: Callable[..., Path], 
 
 
 def test_more_tokens_than_the_model_takes_are_refused(tiny_checkpoint: Callable[..., Path], toy_data: Any) -> None:
-    with pytest.raises(LatencyError, match="asks for 65 tokens, and the model truncates to 64"):
+    with pytest.raises(LatencyError, match="65 tokens are asked for, and the model truncates to 64"):
         timed_messages(toy_data.validation.texts, 4, (8, 65), tiny_checkpoint("bert"))
