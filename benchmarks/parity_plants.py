@@ -597,17 +597,15 @@ def wrong_zero_point(bench: Workbench, folder: Path) -> Target:
     """A product subtracts another zero point than its activations were quantized with."""
     graph = Graph(bench.static / "model.onnx")
     product = _products(graph, 1)[2]
-    right = graph.value(product.input[2])
-    product.input[2] = graph.add("wrong_zero_point", (right + np.uint8(20)).astype(np.uint8))
+    right = graph.value(product.input[4])
+    product.input[4] = graph.add("wrong_zero_point", (right + np.uint8(20)).astype(np.uint8))
     return graph.written(folder)
 
 
 def scale_of_another(bench: Workbench, folder: Path) -> Target:
     """The attention output of layer 1 is dequantized with the scale of a product in the FFN."""
     graph = Graph(bench.static / "model.onnx")
-    mine, other = f"{_entering(graph, 1, 0)}_scale", f"{_entering(graph, 1, 1)}_scale"
-    node = next(node for node in graph.of("Mul") if mine in node.input)
-    node.input[list(node.input).index(mine)] = other
+    _products(graph, 1)[0].input[2] = f"{_entering(graph, 1, 1)}_scale"
     return graph.written(folder)
 
 
