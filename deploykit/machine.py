@@ -63,6 +63,10 @@ def instruction_set() -> str:
     return machine or "unknown"
 
 
+_UNTOLD = (AttributeError, OSError, RuntimeError)
+"""What psutil raises of what this system does not tell, or does not know."""
+
+
 def machine_state() -> dict[str, float]:
     """What the machine tells of its state just now, taken before a measurement.
 
@@ -70,11 +74,11 @@ def machine_state() -> dict[str, float]:
     `celsius` of the hottest of them. What it does not tell is left out: virtual machines keep most of it to themselves.
     """
     found: dict[str, float] = {"busy": psutil.getloadavg()[0]}
-    with contextlib.suppress(AttributeError, OSError, RuntimeError, NotImplementedError):
+    with contextlib.suppress(*_UNTOLD):
         clock = psutil.cpu_freq()
         if clock is not None and clock.current:
             found["mhz"] = float(clock.current)
-    with contextlib.suppress(AttributeError, OSError, RuntimeError, NotImplementedError):
+    with contextlib.suppress(*_UNTOLD):
         hottest = [each.current for sensors in psutil.sensors_temperatures().values() for each in sensors]
         if hottest:
             found["celsius"] = float(max(hottest))
