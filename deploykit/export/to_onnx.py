@@ -292,7 +292,7 @@ def _largest_difference(model: Any, output: str, path: Path, batches: Sequence[M
         for batch in batches:
             feed = {name: batch[name] for name in _INPUTS}
             with torch.inference_mode():
-                expected = model(**{name: torch.from_numpy(value) for name, value in feed.items()})[output].numpy()
+                expected = model(**{name: torch.tensor(value) for name, value in feed.items()})[output].numpy()
             (found,) = session.run([output], feed)
             if found.shape == expected.shape and found.ndim == 3:  # nobody reads what is given for padding
                 found, expected = (real_tokens(values, feed["attention_mask"]) for values in (found, expected))

@@ -130,7 +130,7 @@ class TorchTrace:
         device = next(self._model.parameters()).device
         try:
             with torch.inference_mode():
-                inputs = {name: torch.from_numpy(feed[name]).to(device) for name in self._inputs if name in feed}
+                inputs = {name: torch.tensor(feed[name], device=device) for name in self._inputs if name in feed}
                 result = self._model(**inputs)[self._output]
         finally:
             for handle in handles:

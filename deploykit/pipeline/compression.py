@@ -232,6 +232,6 @@ def _batches(encoder: Any, texts: Sequence[str]) -> list[dict[str, Any]]:
 
     ordered = sorted(texts, key=len)
     return [
-        {name: torch.from_numpy(values) for name, values in encoder.encode(ordered[start : start + 16]).items()}
+        {name: torch.tensor(values) for name, values in encoder.encode(ordered[start : start + 16]).items()}
         for start in range(0, len(ordered), 16)
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ["Encoder", "max_length_from_folder", "refuse_surrogates"]
 
+import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -75,11 +76,11 @@ class Encoder:
         if len(messages) == 1:
             known = self._words.ids(messages[0]) if self._words else None
             if known is not None:
-                ids = np.array([known], dtype=np.int64)
+                mask, types = _one_text(len(known))
                 return {
-                    "input_ids": ids,
-                    "attention_mask": np.ones(ids.shape, np.int64),
-                    "token_type_ids": np.zeros(ids.shape, np.int64),
+                    "input_ids": np.array([known], dtype=np.int64),
+                    "attention_mask": mask,
+                    "token_type_ids": types,
                 }
             encoding = self._tokenizer.encode(messages[0])
             ids = np.array([encoding.ids], dtype=np.int64)
@@ -121,6 +122,14 @@ class Encoder:
     def lengths(self, messages: Sequence[str]) -> NDArray[np.int64]:
         """Tokens of each message, special ones included and truncated: int64 [messages]."""
         return np.array([len(encoding) for encoding in self._tokenizer.encode_batch(list(messages))], dtype=np.int64)
+
+
+@functools.cache
+def _one_text(length: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The mask and the token types of one text alone, read-only."""
+    mask, types = np.ones((1, length), np.int64), np.zeros((1, length), np.int64)
+    mask.flags.writeable = types.flags.writeable = False
+    return mask, types
 
 
 def refuse_surrogates(messages: Sequence[str]) -> None:

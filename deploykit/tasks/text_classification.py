@@ -111,11 +111,12 @@ class TextClassification:
     def answers(self, outputs: Outputs, label_names: Sequence[str], top_k: int = 1) -> list[Answer]:
         """The `top_k` labels of each item with their probabilities, best first; ties go to the lower index."""
         logits = outputs[self.output].astype(np.float64)
-        if top_k == 1:  # on the way of every message that is timed
-            best = logits.argmax(axis=-1)
-            peaks = logits[np.arange(len(logits)), best]
-            scores = 1 / np.exp(logits - peaks[:, np.newaxis]).sum(axis=-1)
-            return [Classified(label_names[index], score) for index, score in zip(best, scores.tolist(), strict=True)]
+        if top_k == 1:  # on the way of every message that is timed, where few calls into numpy count
+            best = logits.argmax(axis=-1).tolist()
+            return [
+                Classified(label_names[index], 1 / float(np.exp(row - row[index]).sum()))
+                for index, row in zip(best, logits, strict=True)
+            ]
         shifted = np.exp(logits - logits.max(axis=-1, keepdims=True))
         probabilities = shifted / shifted.sum(axis=-1, keepdims=True)
         order = np.argsort(-logits, axis=-1, kind="stable")[:, :top_k]
