@@ -11,15 +11,12 @@ from __future__ import annotations
 
 import json
 import resource
-import subprocess
-import sys
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from machine_facts import finish
-from peers import as_exported, as_onnxruntime_quantizes, latency_rows, recipe_options
+from peers import EAGER, OPENVINO, ORT_INT8, latency_rows, recipe_options, rival_targets, unpruned_targets
 
 from deploykit.cli.render import Screen
 from deploykit.data.readers import read_rows
@@ -52,19 +49,15 @@ def main() -> None:
         folders, small = _folders(whole, options.workspace), _folders(pruned, options.workspace)
         texts = read_rows(options.test, Columns(options.text, None)).texts
         with tempfile.TemporaryDirectory() as scratch:
-            plain = as_exported(folders["export"], Path(scratch) / "plain")
-            peer = as_onnxruntime_quantizes(folders["export"], Path(scratch) / "peer")
-            targets = {
-                "PyTorch eager fp32": Target("torch", str(folders["finetune"]), device="cpu"),
-                "onnxruntime fp32": Target("onnxruntime", str(plain)),
-                "int8 as onnxruntime quantizes it": Target("onnxruntime", str(peer)),
-                "int8 deploykit, unpruned": Target("onnxruntime", str(folders["quantize"])),
-                "int8 deploykit, pruned": Target("onnxruntime", str(small["quantize"])),
-            }
+            targets = unpruned_targets(folders["finetune"], folders["export"], Path(scratch))
+            targets["int8 deploykit, unpruned"] = Target("onnxruntime", str(folders["quantize"]))
+            targets["int8 deploykit, pruned"] = Target("onnxruntime", str(small["quantize"]))
             commands: dict[str, list[str]] = {}
             if options.rivals:
                 train = read_rows(options.train, Columns(options.text, None)).texts
-                targets |= _rivals(folders, Path(scratch) / "openvino", train[:300], options.rivals, commands)
+                targets |= rival_targets(
+                    folders["finetune"], folders["export"], Path(scratch), train, options.rivals, commands
+                )
             messages = spread_over(texts, options.messages)
             timed = measure(targets, messages, blocks=options.blocks, commands=commands, listener=screen)
     parity = ParityReport.model_validate_json(Path(result.parity).read_text(encoding="utf-8"))
@@ -98,27 +91,12 @@ def main() -> None:
         "served_speedup": result.shipped.served_speedup,
         "timed_messages": ours.n,
         "stolen_cpu": ours.stolen,
-        "latency": latency_rows(timed, "PyTorch eager fp32"),
-        "over_onnxruntimes_int8": timed["int8 as onnxruntime quantizes it"].p50_ms / ours.p50_ms,
+        "latency": latency_rows(timed, EAGER),
+        "over_onnxruntimes_int8": timed[ORT_INT8].p50_ms / ours.p50_ms,
     }
     if options.rivals:
-        figures["over_openvinos_int8"] = timed["int8 OpenVINO"].p50_ms / ours.p50_ms
+        figures["over_openvinos_int8"] = timed[OPENVINO].p50_ms / ours.p50_ms
     finish(options.name, figures, as_json=options.json, save=options.save)
-
-
-def _rivals(
-    folders: dict[str, Path], out: Path, messages: Sequence[str], python: Path, commands: dict[str, list[str]]
-) -> dict[str, Target]:
-    """OpenVINO with NNCF's int8, and PyTorch through its compiler; how they are started goes into `commands`."""
-    script = str(Path(__file__).with_name("rivals.py"))
-    order = [str(python), script, "quantize", str(folders["export"]), str(out)]
-    subprocess.run(order, input=json.dumps(list(messages)), text=True, check=True, stdout=subprocess.DEVNULL)
-    commands["int8 OpenVINO"] = [str(python), script, "openvino"]
-    commands["PyTorch compiled fp32"] = [sys.executable, script, "torch-compile"]
-    return {
-        "int8 OpenVINO": Target("onnxruntime", str(out)),
-        "PyTorch compiled fp32": Target("torch", str(folders["finetune"])),
-    }
 
 
 def _folders(recipe: Recipe, workspace: Path) -> dict[str, Path]:

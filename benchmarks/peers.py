@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from deploykit.compress.quantize import Variant, quantize
 from deploykit.latency.measure import Samples
+from deploykit.runners import Target
+
+EAGER = "PyTorch eager fp32"
+ORT_INT8 = "int8 as onnxruntime quantizes it"
+OPENVINO = "int8 OpenVINO"
 
 
 def recipe_options(doc: str) -> argparse.ArgumentParser:
@@ -39,6 +48,32 @@ def as_onnxruntime_quantizes(export: Path, out: Path) -> Path:
     """That graph through onnxruntime's `quantize_dynamic` (what optimum and Olive do for it)."""
     quantize(export, out, Variant("int8_dynamic", "plain"))
     return out
+
+
+def unpruned_targets(finetuned: Path, export: Path, scratch: Path) -> dict[str, Target]:
+    """The unpruned model in PyTorch and in onnxruntime, float32 and in onnxruntime's own int8."""
+    return {
+        EAGER: Target("torch", str(finetuned), device="cpu"),
+        "onnxruntime fp32": Target("onnxruntime", str(as_exported(export, scratch / "plain"))),
+        ORT_INT8: Target("onnxruntime", str(as_onnxruntime_quantizes(export, scratch / "peer"))),
+    }
+
+
+def rival_targets(
+    finetuned: Path,
+    export: Path,
+    scratch: Path,
+    messages: Sequence[str],
+    python: Path,
+    commands: dict[str, list[str]],
+) -> dict[str, Target]:
+    """OpenVINO with NNCF's int8, and PyTorch through its compiler; how they are started goes into `commands`."""
+    script, out = str(Path(__file__).with_name("rivals.py")), scratch / "openvino"
+    order = [str(python), script, "quantize", str(export), str(out)]
+    subprocess.run(order, input=json.dumps(list(messages[:300])), text=True, check=True, stdout=subprocess.DEVNULL)
+    commands[OPENVINO] = [str(python), script, "openvino"]
+    commands["PyTorch compiled fp32"] = [sys.executable, script, "torch-compile"]
+    return {OPENVINO: Target("onnxruntime", str(out)), "PyTorch compiled fp32": Target("torch", str(finetuned))}
 
 
 def latency_rows(timed: dict[str, Samples], reference: str) -> dict[str, dict[str, object]]:
