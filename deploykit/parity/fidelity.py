@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["RELATIVE_RMS", "TOLERANCES", "Fidelity", "TensorFigures", "compare_outputs", "tolerance_of"]
+__all__ = ["RELATIVE_RMS", "ROUNDINGS", "TOLERANCES", "Fidelity", "TensorFigures", "compare_outputs", "tolerance_of"]
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -35,6 +35,13 @@ RELATIVE_RMS: Final[Mapping[Precision, float | None]] = MappingProxyType(
 It finds what is broken, not what is a little worse: that is asked at the task. Good int8 forms of MiniLM-L6 have 0.03
 to 0.05 on BANKING77, a signal to noise ratio of 26 to 30 dB, weights alone 0.01 in 8 bits and 0.05 in 4; 0.25 is
 12 dB, 0.5 is 6 dB.
+"""
+ROUNDINGS: Final = 4.0
+"""How many times the reference's own rounding a sample may differ, where that is more than the tolerance.
+
+Some texts lie where a network is steep, and float32 itself is far from float64 there: in PyTorch ten times as far as
+usual for one of 2,108 messages to a MiniLM-L6 for intents and entities (4e-5, where onnxruntime's 8e-5 is no fault).
+Both round, in other places, and neither knows the other's: twice what one does is common, four times leaves room.
 """
 _LOGITS = 20.0
 """Logits up to here were behind `TOLERANCES`; rounding grows with their size, and so does what is tolerated."""
@@ -123,6 +130,7 @@ def compare_outputs(
     *,
     logits: Collection[str] = ("logits",),
     relative_rms: float | None = None,
+    rounding: NDArray[np.float64] | None = None,
 ) -> Fidelity:
     """Compare outputs number by number: names, dtypes, shapes, NaN and infinities, then differences.
 
@@ -133,6 +141,7 @@ def compare_outputs(
             only what no precision explains: a missing output, another dtype or shape, NaN, infinity.
         logits: the outputs that a softmax over the last axis turns into probabilities.
         relative_rms: the largest `TensorFigures.relative_rms` that passes (`RELATIVE_RMS`); None does not judge it.
+        rounding: how far the reference is from itself in float64, [n]; a sample may differ by `ROUNDINGS` times that.
 
     Raises:
         ParityError: the reference has no outputs or no samples, or the tolerance is not a positive number.
@@ -172,7 +181,14 @@ def compare_outputs(
             if tensor.relative_rms > relative_rms
         ]
     return _conclude(
-        reference, candidate, tolerance=tolerance, n=n, faults=faults, tensors=tuple(tensors), by_sample=by_sample
+        reference,
+        candidate,
+        tolerance=tolerance,
+        n=n,
+        faults=faults,
+        tensors=tuple(tensors),
+        by_sample=by_sample,
+        rounding=rounding,
     )
 
 
@@ -344,14 +360,24 @@ def _conclude(
     faults: list[_Fault],
     tensors: tuple[TensorFigures, ...],
     by_sample: NDArray[np.float64] | None,
+    rounding: NDArray[np.float64] | None,
 ) -> Fidelity:
     largest = max((tensor.max_abs for tensor in tensors), default=None)
-    beyond = tolerance is not None and largest is not None and largest > tolerance
+    beyond, excused = False, 0
+    if tolerance is not None and by_sample is not None:
+        allowed = np.full(n, tolerance) if rounding is None else np.maximum(tolerance, ROUNDINGS * rounding)
+        beyond = bool((by_sample > allowed).any())
+        excused = int(((by_sample > tolerance) & (by_sample <= allowed)).sum())
     outcome: Outcome = "fail" if faults or beyond else "pass"
     worst = next((fault.sample for fault in faults if fault.sample is not None), None)
     if worst is None and by_sample is not None:
         worst = int(by_sample.argmax())
     details = [fault.message for fault in faults]
+    if excused and rounding is not None:
+        details.append(
+            f"{excused} of {n} differ by more than {tolerance:.2g} where float32 itself is up to {rounding.max():.2g} "
+            f"from float64; {ROUNDINGS:g} times that is let pass"
+        )
     if worst is not None:
         shared = (name for name in reference if name in candidate)
         details += [f"worst sample {worst}: {_shown(name, worst, reference, candidate)}" for name in shared]

@@ -190,6 +190,7 @@ def build_report(
     max_flips: float | None = None,
     tolerance: float | None = None,
     relative_rms: float | None = None,
+    rounding: NDArray[np.float64] | None = None,
     calibration_limit: float | None = None,
     confidence: float = 0.95,
     checks: Sequence[Verdict] = (),
@@ -211,6 +212,7 @@ def build_report(
         max_flips: the rate of changed answers that passes; None reports it only.
         tolerance: for the outputs, where both sides have them (see `compare_outputs`); None judges form and NaN only.
         relative_rms: for the outputs, all together (see `compare_outputs`).
+        rounding: how far the reference is from itself in float64 (see `compare_outputs`).
         calibration_limit: how far the mean confidence may move; None reports it only.
         confidence: of every one-sided bound.
         checks: verdicts made elsewhere on the same models (labels, tokenizer, identity).
@@ -224,7 +226,7 @@ def build_report(
     n = paired_count("answers", reference.answers, candidate.answers)
     paired_count("texts and answers", texts, reference.answers)
     correct = _correct(reference, candidate, labels, n)
-    fidelity = _fidelity(reference, candidate, tolerance, relative_rms, n)
+    fidelity = _fidelity(reference, candidate, tolerance, relative_rms, rounding, n)
     calibration = _calibration(reference, candidate, correct, confidence)
     flips = count_flips(
         reference.answers,
@@ -324,7 +326,12 @@ def _scored(side: Predictions, correct: NDArray[np.bool_]) -> Scores:
 
 
 def _fidelity(
-    reference: Predictions, candidate: Predictions, tolerance: float | None, relative_rms: float | None, n: int
+    reference: Predictions,
+    candidate: Predictions,
+    tolerance: float | None,
+    relative_rms: float | None,
+    rounding: NDArray[np.float64] | None,
+    n: int,
 ) -> Fidelity | None:
     if reference.outputs is None and candidate.outputs is None:
         if tolerance is not None:
@@ -332,7 +339,9 @@ def _fidelity(
         return None
     if reference.outputs is None or candidate.outputs is None:
         raise ParityError("outputs of one side only", "pass the outputs of both, or neither")
-    fidelity = compare_outputs(reference.outputs, candidate.outputs, tolerance, relative_rms=relative_rms)
+    fidelity = compare_outputs(
+        reference.outputs, candidate.outputs, tolerance, relative_rms=relative_rms, rounding=rounding
+    )
     if fidelity.verdict.n != n:
         raise ParityError(f"outputs of {fidelity.verdict.n} samples for {n} answers")
     return fidelity

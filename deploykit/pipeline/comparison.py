@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+import numpy as np
 from numpy.typing import NDArray
 
 from deploykit.data.labels import Label, classes_of
@@ -30,6 +31,7 @@ from deploykit.pipeline.measuring import (
     run_target,
     try_target,
 )
+from deploykit.pipeline.own_rounding import own_rounding
 from deploykit.pipeline.pairs import architecture_of, judge_forms, labels_of, tokenizer_folder
 from deploykit.pipeline.probes import Asked, Company, ask_in_company, make_probes
 from deploykit.pipeline.served import check_endpoint
@@ -132,7 +134,11 @@ def compare_models(
     encodable = texts if tokenizer_folder(candidate) is None else [*texts, *measured.probes.texts]
     checks = judge_forms(reference, candidate, labels, named, encodable)
     checks += _form_checks(anatomies, measured, asked, task)
-    checks += _number_checks(measured, asked, task)
+    # Who names a tolerance holds the numbers to it.
+    roundings = (
+        (None, None) if tolerance is not None else _own_roundings(reference, texts, measured, asked, task, labels)
+    )
+    checks += _number_checks(measured, asked, task, roundings)
     limit = max_drop if max_flips is None else max_flips
     if candidate.kind == "triton":
         checks += check_endpoint(candidate, also, texts, task, own, measured.alone, limit, confidence, steps)
@@ -158,6 +164,7 @@ def compare_models(
         max_flips=max_flips,
         tolerance=asked.tolerance if numbers else None,
         relative_rms=asked.relative_rms,
+        rounding=roundings[0] if numbers else None,
         calibration_limit=CALIBRATION_LIMIT.get(asked.precision) if asked.precision and fidelity else None,
         confidence=confidence,
         checks=checks,
@@ -308,7 +315,27 @@ def _form_checks(
     return checks
 
 
-def _number_checks(measured: _Measured, asked: _Asked, task: Task) -> list[Verdict]:
+_Rounding = NDArray[np.float64] | None
+
+
+def _own_roundings(
+    reference: Target, texts: Sequence[str], measured: _Measured, asked: _Asked, task: Task, labels: Sequence[str]
+) -> tuple[_Rounding, _Rounding]:
+    """The reference's own rounding on the data's messages and on the hard texts, where it may excuse a difference."""
+    if asked.precision != "fp32" or asked.basis.question != "fidelity":
+        return None, None
+    of_data = own_rounding(
+        reference, texts, measured.reference, [measured.alone, measured.together], asked.tolerance, task, labels
+    )
+    hard = measured.probes.texts
+    return of_data, own_rounding(
+        reference, hard, measured.hard_reference, [measured.hard], asked.tolerance, task, labels
+    )
+
+
+def _number_checks(
+    measured: _Measured, asked: _Asked, task: Task, roundings: tuple[_Rounding, _Rounding]
+) -> list[Verdict]:
     """The numbers in padded batches and on hard texts, and whether they depend on the batch."""
     name = task.output
     checks = []
@@ -318,14 +345,19 @@ def _number_checks(measured: _Measured, asked: _Asked, task: Task) -> list[Verdi
 
     judged = asked.basis.question == "fidelity"
     hard_limits = (asked.tolerance, None) if judged else (None, None)  # garbage may saturate int8: only reported
-    for check, ours, theirs, (tolerance, relative), names in (
+    for check, ours, theirs, (tolerance, relative), names, rounding in (
         (
             "numbers in padded batches", measured.reference, measured.together,
-            (asked.tolerance, asked.relative_rms) if judged else (None, None), (),
+            (asked.tolerance, asked.relative_rms) if judged else (None, None), (), roundings[0],
         ),
-        ("numbers on hard texts", measured.hard_reference, measured.hard, hard_limits, measured.probes.names),
+        (
+            "numbers on hard texts", measured.hard_reference, measured.hard, hard_limits, measured.probes.names,
+            roundings[1],
+        ),
     ):  # fmt: skip
-        compared = compare_outputs(logits(ours), logits(theirs), tolerance, logits=(name,), relative_rms=relative)
+        compared = compare_outputs(
+            logits(ours), logits(theirs), tolerance, logits=(name,), relative_rms=relative, rounding=rounding
+        )
         details = compared.verdict.details
         if names and compared.worst_sample is not None:
             details = (f"sample {compared.worst_sample} is: {names[compared.worst_sample]}", *details)

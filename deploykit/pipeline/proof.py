@@ -22,6 +22,7 @@ from deploykit.parity.verdict import Verdict
 from deploykit.pipeline.context import Context
 from deploykit.pipeline.localization import with_location
 from deploykit.pipeline.measuring import ModelOutputs, Steps, by_class, padded_batches, run_target, try_target
+from deploykit.pipeline.own_rounding import own_rounding
 from deploykit.pipeline.pairs import judge_forms, labels_of
 from deploykit.pipeline.probes import Asked, ask_in_company, make_probes
 from deploykit.pipeline.reproducer import fill_reproducer
@@ -70,17 +71,19 @@ def prove(context: Context, draft: Draft) -> str:
     in_process = run_target(final_target, texts, task, labels, singles, steps)
     weights = f"{'pruned ' * pruned}PyTorch"
     hard, plain_hard = (run_target(each, probes.texts, task, labels, probes.batches) for each in (converted, plain))
-    on_hard = _fidelity(hard, plain_hard, task, f"float32 ONNX against {weights} on hard texts", "fp32")
+    same_weights = partial(_fidelity, task=task, precision="fp32", target=converted, labels=labels)
+    on_hard = same_weights(hard, plain_hard, probes.texts, check=f"float32 ONNX against {weights} on hard texts")
     checks = [
         *judge_forms(tuned, final_target, labels, labels_of(final_target), [*texts, *probes.texts]),
-        _fidelity(source, fp32, task, f"float32 ONNX against {weights}", "fp32", exact_answers=True),
+        same_weights(source, fp32, texts, check=f"float32 ONNX against {weights}", exact_answers=True),
         replace(on_hard, details=(*on_hard.details, f"texts: {', '.join(probes.names)}")),
         *_check_form(
             converted, final_target, in_process, texts, task, labels, probes, goal.max_drop, goal.confidence, steps
         ),
     ]
     if context.info("quantize").get("scheme") == "fp16":
-        checks.append(_fidelity(source, in_process, task, "fp16 ONNX against PyTorch", "fp16"))
+        in_half = partial(_fidelity, task=task, precision="fp16", target=converted, labels=labels)
+        checks.append(in_half(source, in_process, texts, check="fp16 ONNX against PyTorch"))
     final = in_process
     served_info: dict[str, Any] = {}
     if engine:
@@ -133,19 +136,26 @@ def serving_engine(asked: str, listener: Listener = ignore) -> str | None:
 def _fidelity(
     reference: ModelOutputs,
     candidate: ModelOutputs,
-    task: Task,
-    check: str,
-    precision: Precision,
+    texts: Sequence[str],
     *,
+    check: str,
+    task: Task,
+    precision: Precision,
+    target: Target,
+    labels: Sequence[str],
     exact_answers: bool = False,
 ) -> Verdict:
-    """Whether the same weights in another form give the same numbers, and (where asked) not one other answer."""
+    """Whether the same weights in another form give the same numbers, and (where asked) not one other answer.
+
+    `target` is the reference: of a few messages that differ its own rounding is asked.
+    """
     name = task.output
+    tolerance = tolerance_of(precision, {name: reference.outputs[name]})
+    rounding = None
+    if precision == "fp32":
+        rounding = own_rounding(target, texts, reference, [candidate], tolerance, task, labels)
     fidelity = compare_outputs(
-        {name: reference.outputs[name]},
-        {name: candidate.outputs[name]},
-        tolerance_of(precision, {name: reference.outputs[name]}),
-        logits=(name,),
+        {name: reference.outputs[name]}, {name: candidate.outputs[name]}, tolerance, logits=(name,), rounding=rounding
     )
     verdict = replace(fidelity.verdict, check=check)
     flipped = sum(ours != theirs for ours, theirs in zip(reference.answers, candidate.answers, strict=True))

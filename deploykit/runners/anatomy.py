@@ -95,7 +95,7 @@ def _of_checkpoint(folder: Path, target: Target) -> Anatomy:
     if isinstance(quantized, dict):
         bits = 4 if quantized.get("load_in_4bit") or quantized.get("bits") == 4 else 8
         return Anatomy("int4" if bits == 4 else "int8", "quantization_config of config.json", epsilons=epsilons)
-    if target.precision != "fp32":
+    if target.precision in ("fp16", "bf16"):
         return Anatomy(target.precision, "the weights are cast to it", epsilons=epsilons)
     stored = _stored_precision(folder)
     return Anatomy(stored, "the dtype of the weights in safetensors", epsilons=epsilons)

@@ -51,7 +51,7 @@ class Target:
     kind: Literal["torch", "onnxruntime", "triton"]
     location: str
     threads: int = 0
-    precision: Literal["fp32", "fp16", "bf16"] = "fp32"
+    precision: Literal["fp64", "fp32", "fp16", "bf16"] = "fp32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     tokenizer: str | None = None
     task: str = "text-classification"

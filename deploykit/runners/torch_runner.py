@@ -52,7 +52,9 @@ class TorchRunner:
         if self._target.device == "cuda" and not cuda:
             raise ModelError("this PyTorch sees no CUDA device", "`deploykit doctor` says what is missing")
         self._device = "cuda" if cuda else "cpu"
-        dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[self._target.precision]
+        dtype = {"fp64": torch.float64, "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[
+            self._target.precision
+        ]
         task = find_task(self._target.task)
         self._model = task.load_model(folder, dtype=dtype, attn_implementation="sdpa").eval().to(self._device)
         tokenizer_folder = Path(self._target.tokenizer or folder)

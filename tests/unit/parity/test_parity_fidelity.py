@@ -203,3 +203,15 @@ def test_a_tolerance_that_is_no_positive_number_is_refused(tolerance: float) -> 
 def test_reference_outputs_of_unequal_length_are_refused() -> None:
     with pytest.raises(ParityError, match="samples"):
         compare_outputs({"a": logits(3), "b": logits(4)}, {}, FP32)
+
+
+def test_a_sample_may_differ_by_what_float32_itself_is_off_there() -> None:
+    reference = {"logits": np.array([[1.0, 2.0], [3.0, 1.0]], dtype=np.float32)}
+    candidate = {"logits": reference["logits"] + np.array([[0, 0], [2e-4, 0]], dtype=np.float32)}
+    steep = np.array([0.0, 6e-5])
+    assert compare_outputs(reference, candidate, 1e-4).verdict.outcome == "fail"
+    excused = compare_outputs(reference, candidate, 1e-4, rounding=steep).verdict
+    assert excused.outcome == "pass"
+    assert "1 of 2 differ by more than 0.0001" in excused.details[0]
+    assert compare_outputs(reference, candidate, 1e-4, rounding=steep / 2).verdict.outcome == "fail"
+    assert compare_outputs(reference, candidate, 1e-4, rounding=steep[::-1]).verdict.outcome == "fail"
