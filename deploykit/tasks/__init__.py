@@ -34,8 +34,14 @@ def find_task(name: str) -> Task:
     return cast(Task, found[0].load()())
 
 
-def task_of_outputs(names: Collection[str]) -> Task | None:
-    """The task whose text model has these outputs, the most of them; None where no installed task's has."""
-    known = {task: {task.output, *(output.name for output in task.served)} for task in map(find_task, task_names())}
+def task_of_outputs(names: Collection[str], message: str = "text") -> Task | None:
+    """The task whose served entry has these outputs, the most of them; None where no installed task's has.
+
+    Args:
+        names: of the outputs.
+        message: the entry's input.
+    """
+    tasks = [task for task in map(find_task, task_names()) if (task.medium.name if task.medium else "text") == message]
+    known = {task: {task.output, *(output.name for output in task.served)} for task in tasks}
     fitting = [task for task, outputs in known.items() if outputs <= set(names)]
     return max(fitting, key=lambda task: len(known[task]), default=None)

@@ -14,13 +14,13 @@ from typing import Any
 from deploykit.errors import ModelError, TrainingError
 from deploykit.events import Listener, Note, ignore
 from deploykit.recipe import Finetune, Pretrain
+from deploykit.runners.texts import fast_tokenizer
 from deploykit.runners.untrusted import check_checkpoint
 from deploykit.tasks.pruned import PLAN_KEY
 from deploykit.tasks.quiet import quiet_transformers
 from deploykit.train.arguments import precision_of, training_arguments
 from deploykit.train.checkpoints import last_complete
 from deploykit.train.dropout import cheap_dropout
-from deploykit.train.finetune import fast_tokenizer
 from deploykit.train.objective import Objective
 from deploykit.train.processes import is_main_process, on_cpu, processes
 from deploykit.train.rows import NO_LABEL, Row
