@@ -301,7 +301,8 @@ def _form_checks(
     first, second = anatomies
     checks = []
     if second is not None and second.inputs:
-        checks.append(judge_interface(second, task.output, measured.reference.outputs[task.output].shape[-1]))
+        width = measured.reference.outputs[task.output].shape[-1]
+        checks.append(judge_interface(second, task.output, width, medium_of(task)))
     checks.append(measured.company.shapes)
     if first is not None and second is not None and asked.basis.question == "fidelity":
         epsilons = judge_epsilons(first, second)

@@ -180,7 +180,7 @@ def _check_form(
     like = alone.outputs[task.output]
     checks = []
     if second is not None:
-        checks.append(judge_interface(second, task.output, like.shape[-1]))
+        checks.append(judge_interface(second, task.output, like.shape[-1], medium_of(task)))
         epsilons = None if first is None else judge_epsilons(first, second)
         checks += [] if epsilons is None else [epsilons]
     scales_by_batch = second is None or second.dynamic_scales

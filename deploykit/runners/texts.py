@@ -33,7 +33,9 @@ class Texts:
     beside = ("tokenizer.json",)
     served_files = ("tokenizer.json",)
     libraries: tuple[str, ...] = ("tokenizers",)
-    tensors: Mapping[str, TensorInput] = dict.fromkeys(Encoder.outputs, TensorInput("INT64", (-1,)))
+    tensors: Mapping[str, TensorInput] = {
+        name: TensorInput("INT64", (-1,), ("length",), needed=name in _EXPORTED) for name in Encoder.outputs
+    }
     neighbour = "where is my card " * (_LONG_NEIGHBOUR // 4)
     refused = UNENCODABLE
 

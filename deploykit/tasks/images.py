@@ -103,9 +103,9 @@ class Images:
     name = "image"
     textual = False
     beside = (_SETTINGS,)
-    served_files = (_SETTINGS,)
+    served_files: tuple[str, ...] = ()
     libraries: tuple[str, ...] = ()
-    tensors: Mapping[str, TensorInput] = {_INPUT: TensorInput("UINT8", (-1, -1, 3))}
+    tensors: Mapping[str, TensorInput] = {_INPUT: TensorInput("UINT8", (-1, -1, 3), ("height", "width"))}
 
     @property
     def neighbour(self) -> str:

@@ -20,10 +20,14 @@ class TensorInput:
     Attributes:
         dtype: its data type, as Triton's clients name it.
         dims: its shape for one message; -1 is any length.
+        axes: what those of any length are called.
+        needed: whether every graph takes it.
     """
 
     dtype: Literal["INT64", "UINT8"]
     dims: tuple[int, ...]
+    axes: tuple[str, ...]
+    needed: bool = True
 
 
 @dataclass(frozen=True)
