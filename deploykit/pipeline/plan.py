@@ -27,7 +27,7 @@ from deploykit.pipeline.order import ALWAYS, STAGES, Stage
 from deploykit.recipe import Recipe
 from deploykit.recipe.load import DATA_FILES
 from deploykit.runners.checkpoint import resolve_model
-from deploykit.runners.medium import columns_of, medium_of
+from deploykit.tasks import is_of_texts
 
 _VERSION: Final[Mapping[Stage, int]] = {
     "data": 1, "pretrain": 1, "finetune": 1, "index": 1, "prune": 1, "export": 2, "quantize": 4, "package": 3,
@@ -189,10 +189,9 @@ def refuse_what_is_for_texts(recipe: Recipe) -> None:
     Raises:
         UsageError: names them.
     """
-    if medium_of(recipe.task).textual:
+    if is_of_texts(recipe.task):
         return
     asked = {
-        "pretrain.epochs": recipe.pretrains,
         "finetune.augment": bool(recipe.finetune.augment),
         "finetune.teacher": recipe.finetune.teacher is not None,
         "goal.target.lengths": recipe.goal.target.lengths != "data",
@@ -206,9 +205,11 @@ def refuse_what_is_for_texts(recipe: Recipe) -> None:
 def _identity(reference: str, base: Path, recipe: Recipe) -> str:
     """What changes when the rows do, or the files that they name."""
     found = data_identity(reference, base)
-    columns = columns_of(recipe.task, recipe.data.text, None)
-    if columns.read is None or local_file(reference) is None:
+    if is_of_texts(recipe.task) or local_file(reference) is None:
         return found
+    from deploykit.runners.medium import columns_of  # not before: it brings numpy
+
+    columns = columns_of(recipe.task, recipe.data.text, None)
     return digest_json([found, list(read_rows(located(reference, base), columns).texts)])
 
 

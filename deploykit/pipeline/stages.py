@@ -72,6 +72,7 @@ def _make_pretrain(context: Context, draft: Draft) -> str:
         recipe.pretrain,
         draft.path,
         workspace=context.store.workspace("pretrain", key),
+        medium=medium_of(context.task),
         max_length=recipe.finetune.max_length,
         seed=recipe.seed,
         trust_pickle=recipe.trust_pickle,
@@ -79,7 +80,7 @@ def _make_pretrain(context: Context, draft: Draft) -> str:
     )
     draft.info.update(json.loads(json.dumps(dataclasses.asdict(result))))
     return (
-        f"loss of hidden words {result.loss_before:.3f} -> {result.loss:.3f} on validation after {result.steps:,}"
+        f"loss of what is hidden {result.loss_before:.3f} -> {result.loss:.3f} on validation after {result.steps:,}"
         f" steps over {result.texts:,} messages"
     )
 

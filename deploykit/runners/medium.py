@@ -9,18 +9,13 @@ from collections.abc import Collection
 from deploykit.data.labels import LabelForm
 from deploykit.data.table import Columns
 from deploykit.runners.texts import TEXTS
-from deploykit.tasks import Task, find_task, task_names
+from deploykit.tasks import Task, find_medium, task_names
 from deploykit.tasks.medium import Medium
 
 
 def medium_of(task: Task | str) -> Medium:
-    """What a task's messages are.
-
-    Raises:
-        UsageError: no installed task has the name.
-    """
-    found = find_task(task) if isinstance(task, str) else task
-    return TEXTS if found.medium is None else found.medium
+    """What a task's messages are; the task itself or its name."""
+    return find_medium(task if isinstance(task, str) else task.name) or TEXTS
 
 
 def medium_of_input(name: str) -> Medium | None:

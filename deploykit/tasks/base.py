@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from deploykit.data.labels import Label, LabelForm
-    from deploykit.tasks.medium import Medium
 
 Message = str
 """A text, or what stands for another kind of message (`Medium`): hashable, equal where the messages are."""
@@ -153,11 +152,6 @@ class Task(Protocol):
         Runners then give `words` beside it, int64 [batch, tokens, 2]: the part of the text that a token decides on,
         0 and 0 where it decides on none (`deploykit.tasks.spans`).
         """
-        ...
-
-    @property
-    def medium(self) -> Medium | None:
-        """What its messages are; None for texts."""
         ...
 
     @property

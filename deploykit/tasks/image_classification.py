@@ -12,8 +12,6 @@ from deploykit.data import png
 from deploykit.tasks.base import Loss
 from deploykit.tasks.checkpoint import load_checkpoint
 from deploykit.tasks.entry import entry_source
-from deploykit.tasks.images import IMAGES
-from deploykit.tasks.medium import Medium
 from deploykit.tasks.text_classification import TextClassification
 
 if TYPE_CHECKING:
@@ -25,7 +23,6 @@ class ImageClassification(TextClassification):
 
     name = "image-classification"
     losses: tuple[Loss, ...] = ("cross_entropy",)
-    medium: Medium | None = IMAGES
 
     def load_model(self, folder: Path, labels: Sequence[str] | None = None, **settings: Any) -> PreTrainedModel:
         """The image-classification model of a checkpoint folder; see `load_checkpoint`."""

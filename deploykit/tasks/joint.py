@@ -21,7 +21,6 @@ from deploykit.data.labels import INTENT, ClassAndSpans, Label, MarkedMessage
 from deploykit.errors import ModelError, UsageError
 from deploykit.tasks.base import Answer, Loss, Outputs, Scores, Section
 from deploykit.tasks.entry import entry_files
-from deploykit.tasks.medium import Medium
 from deploykit.tasks.text_classification import Classified, TextClassification
 from deploykit.tasks.token_classification import Entities, TokenClassification
 
@@ -66,7 +65,6 @@ class IntentAndEntities:
     metric = "intent accuracy"
     output = "logits"
     per_token = True
-    medium: Medium | None = None
     several = False
     losses: tuple[Loss, ...] = ("cross_entropy",)
     entries = False

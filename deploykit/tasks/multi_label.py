@@ -18,7 +18,6 @@ from deploykit.errors import UsageError
 from deploykit.tasks.base import Answer, Loss, Outputs, Scores, Section, ServedOutput
 from deploykit.tasks.checkpoint import check_known, load_checkpoint
 from deploykit.tasks.entry import entry_files
-from deploykit.tasks.medium import Medium
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -63,7 +62,6 @@ class MultiLabelClassification:
     metric = "micro F1"
     output = "logits"
     per_token = False
-    medium: Medium | None = None
     several = True
     losses: tuple[Loss, ...] = ("cross_entropy",)
     entries = False

@@ -17,7 +17,6 @@ from deploykit.errors import UsageError
 from deploykit.tasks.base import Answer, Loss, Outputs, Scores, Section, ServedOutput
 from deploykit.tasks.checkpoint import check_known, load_checkpoint
 from deploykit.tasks.entry import entry_files
-from deploykit.tasks.medium import Medium
 from deploykit.tasks.sentence import SentenceAuto, is_sentence_model
 
 if TYPE_CHECKING:
@@ -53,7 +52,6 @@ class TextClassification:
     metric = "accuracy"
     output = "logits"
     per_token = False
-    medium: Medium | None = None
     several = False
     losses: tuple[Loss, ...] = ("cross_entropy", "contrastive")
     entries = False

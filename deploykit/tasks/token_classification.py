@@ -19,7 +19,6 @@ from deploykit.errors import UsageError
 from deploykit.tasks.base import Answer, Loss, Outputs, Scores, Section, ServedOutput
 from deploykit.tasks.checkpoint import check_known, load_checkpoint
 from deploykit.tasks.entry import entry_files
-from deploykit.tasks.medium import Medium
 from deploykit.tasks.spans import Found, spans_of_labels, tag_parts, tagged
 
 if TYPE_CHECKING:
@@ -66,7 +65,6 @@ class TokenClassification:
     metric = "entity F1"
     output = "logits"
     per_token = True
-    medium: Medium | None = None
     several = False
     losses: tuple[Loss, ...] = ("cross_entropy",)
     entries = False

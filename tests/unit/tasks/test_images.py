@@ -214,7 +214,7 @@ def test_a_table_names_files_or_holds_them(tmp_path: Path) -> None:
     (tmp_path / "digits").mkdir()
     (tmp_path / "digits" / "a.png").write_bytes(png_of(noise(4, 4, 3)))
     table = tmp_path / "table.csv"
-    table.write_text(f"file,label\ndigits/a.png,x\n{MESSAGES[0]},y\n", encoding="utf-8")
+    table.write_text(f'file,label\ndigits/a.png,x\n"{MESSAGES[0]}",y\n', encoding="utf-8")
     columns = columns_of(TASK, "file", TASK.label_form("label"))
     assert read_rows(str(table), columns).texts == (data_url(png_of(noise(4, 4, 3))), MESSAGES[0])
     table.write_text("file,label\ndigits/b.png,x\n", encoding="utf-8")
@@ -254,7 +254,6 @@ def test_texts_are_looked_through_and_images_are_not() -> None:
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
-        ({"pretrain": {"epochs": 1}}, "pretrain.epochs"),
         ({"finetune": {"augment": ["typos"]}}, "finetune.augment"),
         ({"finetune": {"teacher": "m"}}, "finetune.teacher"),
         ({"goal": {"target": {"lengths": [16]}}}, "goal.target.lengths"),
