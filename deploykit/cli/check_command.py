@@ -48,10 +48,11 @@ def command(recipe: Path, overrides: tuple[str, ...], with_data: bool, workspace
 
         form = find_task(loaded.task).label_form(loaded.data.label)
         columns = columns_of(loaded.task, loaded.data.text, form)
+        textual = medium_of(loaded.task).textual
         data, report = load_data(loaded.data, loaded.seed, form=form, read=columns.read)
         warnings += report.warnings
         for name, table in (("train", data.train), ("test", data.test)):
-            suspects[name] = find_suspects(table, loaded.seed, textual=medium_of(loaded.task).textual)
+            suspects[name] = find_suspects(table, loaded.seed, textual=textual)
             warnings += suspects[name].warnings(name)
     last = last_run(workspace, loaded.name)
     if as_json:
@@ -72,10 +73,11 @@ def command(recipe: Path, overrides: tuple[str, ...], with_data: bool, workspace
     if report is not None:
         for name, part in (("train", report.train), ("validation", report.validation), ("test", report.test)):
             lengths = part.lengths
+            words = f"{lengths.shortest} to {lengths.longest} words, median {lengths.median}, "
+            words = f"{words}95 % up to {lengths.p95}; " if textual else ""
             click.echo(
                 f"  {name:<11} {part.rows:>7,} rows  {len(part.classes)} labels  "
-                f"{lengths.shortest} to {lengths.longest} words, median {lengths.median}, 95 % up to {lengths.p95}; "
-                f"{part.repeated} repeat an earlier text"
+                f"{words}{part.repeated} repeat an earlier {'text' if textual else 'image'}"
             )
         for name, looked in suspects.items():
             languages = ", ".join(f"{code} {share:.0%}" for code, share in list((looked.languages or {}).items())[:3])

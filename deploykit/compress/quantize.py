@@ -56,7 +56,7 @@ from deploykit.tasks.medium import Medium
 
 _PRODUCTS = (
     "QAttention", "MatMulInteger", "MatMulIntegerToFloat", "QGemm", "QLinearMatMul", "DynamicQuantizeMatMul",
-    "MatMulNBits",
+    "MatMulNBits", "ConvInteger",
 )  # fmt: skip
 """Operators that multiply by integer weights."""
 _INTEGERS = (onnx.TensorProto.INT8, onnx.TensorProto.UINT8, onnx.TensorProto.INT4, onnx.TensorProto.UINT4)

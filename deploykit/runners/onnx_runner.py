@@ -118,7 +118,7 @@ class OnnxRunner:
             ModelError: onnxruntime can't run the graph on them.
             DataError: a message can't be read.
         """
-        groups = self._medium.groups(messages)
+        groups = self._medium.groups(messages) if len(messages) > 1 else [[0]]
         if len(groups) == 1:
             return self._infer(messages)
         return reunited(groups, [self._infer([messages[number] for number in group]) for group in groups])
