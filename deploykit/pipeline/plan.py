@@ -17,9 +17,8 @@ from pydantic import JsonValue
 from deploykit.artifacts.digest import digest_json
 from deploykit.artifacts.manifest import Manifest
 from deploykit.artifacts.store import Store
-from deploykit.data.dataset import located
 from deploykit.data.identity import data_identity
-from deploykit.data.readers import local_file, read_rows
+from deploykit.data.readers import local_file
 from deploykit.errors import UsageError
 from deploykit.export.compatibility import limits_from_target
 from deploykit.machine import has_nvidia_gpu, instruction_set, usable_cores
@@ -207,7 +206,9 @@ def _identity(reference: str, base: Path, recipe: Recipe) -> str:
     found = data_identity(reference, base)
     if is_of_texts(recipe.task) or local_file(reference) is None:
         return found
-    from deploykit.runners.medium import columns_of  # not before: it brings numpy
+    from deploykit.data.dataset import located  # not before: they bring numpy
+    from deploykit.data.readers import read_rows
+    from deploykit.runners.medium import columns_of
 
     columns = columns_of(recipe.task, recipe.data.text, None)
     return digest_json([found, list(read_rows(located(reference, base), columns).texts)])

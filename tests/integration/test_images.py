@@ -37,6 +37,7 @@ def test_the_recipe_runs_and_png_files_are_answered(tmp_path: Path, capsys: pyte
     settings = [
         f"data.train={tmp_path / 'train.csv'}", f"data.test={tmp_path / 'test.csv'}", "data.text=image",
         "data.label=digit", "finetune.epochs=2", "quantize.mend=false", "quantize.smooth=never",
+        "quantize.scheme=int8_static", "quantize.fusions=none",
     ]  # fmt: skip
     recipe = load_recipe(RECIPE, settings)
     work = tmp_path / "work"

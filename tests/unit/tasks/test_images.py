@@ -365,7 +365,7 @@ def test_fine_tuning_learns_to_tell_images_apart(tmp_path: Path, make_images: Ca
     from deploykit.train.finetune import finetune
 
     data = LabelledData(make_images(96, 1), make_images(32, 2), make_images(32, 3), LABELS)
-    settings = Finetune(epochs=8, learning_rate=3e-3, batch_size=16)
+    settings = Finetune(epochs=16, learning_rate=2e-3, batch_size=16)
     folder = resolve_or_error("sample:digits_vit", tmp_path)
     result = finetune(folder, data, settings, TASK, tmp_path / "out", workspace=tmp_path / "work")
     assert result.metrics["accuracy"] > 0.9
