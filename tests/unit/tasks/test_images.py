@@ -20,6 +20,7 @@ from deploykit.data.png import data_url, png_of
 from deploykit.data.readers import read_rows
 from deploykit.data.suspects import find_suspects
 from deploykit.errors import DataError, ModelError, RequestError, UsageError
+from deploykit.events import Warn
 from deploykit.pipeline.plan import make_plan, refuse_what_is_for_texts
 from deploykit.pipeline.probes import ask_in_company, make_probes
 from deploykit.recipe import Recipe
@@ -73,7 +74,10 @@ def exported(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     from deploykit.export.to_onnx import export_onnx
 
     folder = tmp_path_factory.mktemp("exported")
-    report = export_onnx(checkpoint, folder, TASK, messages=MESSAGES)
+    heard: list[Any] = []
+    report = export_onnx(checkpoint, folder, TASK, messages=MESSAGES, listener=heard.append)
+    assert report.fused
+    assert not [event for event in heard if isinstance(event, Warn)]  # no fusion had to be left out
     assert all(difference < 1e-4 for difference in report.max_difference.values())
     return folder
 
