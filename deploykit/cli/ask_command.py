@@ -14,7 +14,7 @@ from deploykit.cli.options import as_json
 
 @click.command("ask")
 @click.argument("model")
-@click.argument("messages", nargs=-1, required=True, metavar="TEXT...")
+@click.argument("messages", nargs=-1, required=True, metavar="MESSAGE...")
 @click.option("--url", default="grpc://127.0.0.1:8001", show_default=True, help="The server: grpc:// or http://.")
 @click.option(
     "--repository", type=click.Path(path_type=Path), help="Start an embedded Triton on this repository, ask, stop it."
@@ -34,10 +34,15 @@ def command(
     timeout_s: float,
     as_json: bool,
 ) -> int:
-    """Send TEXT to MODEL on a Triton server and print its answer: a label and its score, or entities."""
+    """Send MESSAGE to MODEL on a Triton server and print its answer: a label and its score, or entities.
+
+    A message is a text; for a model of images the path of a PNG file.
+    """
     from deploykit.cli.json_output import print_json
     from deploykit.cli.render import Screen
+    from deploykit.runners.medium import medium_of_input
     from deploykit.runners.triton_client import TritonClient
+    from deploykit.tasks import task_of_outputs
     from deploykit.triton.engines import open_server
 
     with contextlib.ExitStack() as stack:
@@ -46,7 +51,11 @@ def command(
             server = stack.enter_context(open_server("embedded", repository, (model,), listener=screen))
             url = server.urls.grpc or url
         client = stack.enter_context(TritonClient(url, timeout_s=timeout_s))
-        answers = client.ask(model, list(messages), top_k=top_k)
+        served = client.metadata(model)
+        medium = medium_of_input(served.inputs[0].name) if len(served.inputs) == 1 else None
+        task = task_of_outputs([each.name for each in served.outputs], medium.name) if medium else None
+        read = [medium.read(message, Path()) if medium else message for message in messages]
+        answers = client.ask(model, read, top_k=top_k, task=task)
     if as_json:
         rows = [{"text": text, **answer.as_json(text)} for text, answer in zip(messages, answers, strict=True)]
         print_json({"model": model, "answers": rows})

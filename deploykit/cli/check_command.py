@@ -31,23 +31,28 @@ def command(recipe: Path, overrides: tuple[str, ...], with_data: bool, workspace
     import dataclasses
 
     from deploykit.cli.json_output import print_json
-    from deploykit.pipeline.plan import make_plan, step_states
+    from deploykit.pipeline.plan import make_plan, refuse_what_is_for_texts, step_states
     from deploykit.pipeline.record import last_run
     from deploykit.recipe import check_machine, load_recipe
 
     loaded = load_recipe(recipe, overrides)
     warnings = list(check_machine(loaded))
+    refuse_what_is_for_texts(loaded)
     steps = step_states(make_plan(loaded, Path(), download=False), workspace)
     report, suspects = None, {}
     if with_data:
         from deploykit.data.dataset import load_data
         from deploykit.data.suspects import find_suspects
+        from deploykit.runners.medium import columns_of, medium_of
         from deploykit.tasks import find_task
 
-        data, report = load_data(loaded.data, loaded.seed, form=find_task(loaded.task).label_form(loaded.data.label))
+        form = find_task(loaded.task).label_form(loaded.data.label)
+        columns = columns_of(loaded.task, loaded.data.text, form)
+        textual = medium_of(loaded.task).textual
+        data, report = load_data(loaded.data, loaded.seed, form=form, read=columns.read)
         warnings += report.warnings
         for name, table in (("train", data.train), ("test", data.test)):
-            suspects[name] = find_suspects(table, loaded.seed)
+            suspects[name] = find_suspects(table, loaded.seed, textual=textual)
             warnings += suspects[name].warnings(name)
     last = last_run(workspace, loaded.name)
     if as_json:
@@ -68,10 +73,11 @@ def command(recipe: Path, overrides: tuple[str, ...], with_data: bool, workspace
     if report is not None:
         for name, part in (("train", report.train), ("validation", report.validation), ("test", report.test)):
             lengths = part.lengths
+            words = f"{lengths.shortest} to {lengths.longest} words, median {lengths.median}, "
+            words = f"{words}95 % up to {lengths.p95}; " if textual else ""
             click.echo(
                 f"  {name:<11} {part.rows:>7,} rows  {len(part.classes)} labels  "
-                f"{lengths.shortest} to {lengths.longest} words, median {lengths.median}, 95 % up to {lengths.p95}; "
-                f"{part.repeated} repeat an earlier text"
+                f"{words}{part.repeated} repeat an earlier {'text' if textual else 'image'}"
             )
         for name, looked in suspects.items():
             languages = ", ".join(f"{code} {share:.0%}" for code, share in list((looked.languages or {}).items())[:3])

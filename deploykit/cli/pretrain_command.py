@@ -24,6 +24,7 @@ _EPOCHS = 3.0
     help="Messages: a file, hub:DATASET:SPLIT or sample:support/train; repeatable.",
 )
 @click.option("--text", default="text", show_default=True, help="The column that holds the message.")
+@click.option("--task", default="text-classification", show_default=True, help="What the model is for.")
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="The folder to write.")
 @click.option("--validation", type=fraction, default=0.05, show_default=True, help="Fraction of the messages to watch.")
 @click.option(
@@ -38,6 +39,7 @@ def command(
     model: str,
     data: tuple[str, ...],
     text: str,
+    task: str,
     out: Path,
     validation: float,
     max_length: int,
@@ -46,7 +48,7 @@ def command(
     as_json: bool,
     **values: Any,
 ) -> int:
-    """Go on with the pretraining of MODEL's encoder on messages without labels: it learns to fill in hidden words.
+    """Go on with the pretraining of MODEL's encoder on messages without labels: it learns to fill in what is hidden.
 
     The folder that it writes is a MODEL for `deploykit finetune` and for recipes. With --epochs 0, the recipe's
     default, 3 passes are made. Checkpoints are kept in OUT.work until the end, so an interrupted training goes on.
@@ -61,13 +63,13 @@ def command(
     with Screen() as screen:
         result = pretrain_alone(
             model, out, settings, data=data, text=text, validation=validation, max_length=max_length, seed=seed,
-            trust_pickle=trust_pickle, listener=screen,
+            task=task,            trust_pickle=trust_pickle, listener=screen,
         )  # fmt: skip
     if as_json:
         print_json({"out": str(out), **dataclasses.asdict(result)})
         return 0
     click.echo(
-        f"{out}: loss of hidden words {result.loss_before:.3f} -> {result.loss:.3f} on messages held out,"
+        f"{out}: loss of what is hidden {result.loss_before:.3f} -> {result.loss:.3f} on messages held out,"
         f" {result.steps:,} steps over {result.texts:,} on {result.device} in {result.precision}"
     )
     click.echo(f"next: deploykit finetune {out} --train FILE -o {out}-tuned")

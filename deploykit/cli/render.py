@@ -43,6 +43,8 @@ _PLAIN_EVERY_S = 30.0
 
 _CHANGED = 5
 """Changed answers that are shown."""
+_SHOWN = 200
+"""Characters of a message that are shown."""
 _PIPE_WIDTH = 140
 _LEAST_WIDTH = 78
 _COLOURS = {"pass": "green", "fail": "red", "inconclusive": "yellow"}
@@ -161,7 +163,7 @@ def print_parity(report: ParityReport) -> None:
     for line in location_lines(report.localized):
         console.print(f"  {line}")
     for sample in report.changed[:_CHANGED]:
-        console.print(f"  changed: {sample.text!r}: {sample.reference} -> {sample.candidate}")
+        console.print(f"  changed: {sample.text[:_SHOWN]!r}: {sample.reference} -> {sample.candidate}")
     if report.flips > _CHANGED:
         console.print(f"  and {report.flips - _CHANGED:,} more; --page FILE.html shows up to 50, worst first")
 

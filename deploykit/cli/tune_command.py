@@ -85,12 +85,12 @@ def command(
     from deploykit.cli.json_output import print_json
     from deploykit.cli.render import Screen
     from deploykit.data.readers import read_rows
-    from deploykit.data.table import Columns
     from deploykit.errors import ExitCode
     from deploykit.pipeline.tune import TuneRule, recipe_section, tune_folder, tune_package
     from deploykit.report.tune_report import tune_json, tune_lines, tune_page
+    from deploykit.runners.medium import columns_of
 
-    messages = list(read_rows(data, Columns(text, None)).texts)
+    messages = list(read_rows(data, columns_of(task, text, None)).texts)
     rule = TuneRule(p99, trials, seconds, protocol, enough or math.inf)
     with Screen() as screen:
         if (model / "model.onnx").is_file():

@@ -24,11 +24,11 @@ from onnx import helper, numpy_helper
 
 from deploykit.export.graph import attribute
 from deploykit.runners.onnx_runner import open_session
-from deploykit.runners.tokenize import Encoder
+from deploykit.tasks.medium import Encoder
 
 FLOAT_PRODUCTS = ("MatMul", "Gemm", "Attention", "FusedMatMul")
 """Operators that multiply in float."""
-Batch = Mapping[str, NDArray[np.int64]]
+Batch = Mapping[str, NDArray[Any]]
 
 
 def products_by_input(model: onnx.ModelProto) -> dict[str, list[onnx.NodeProto]]:

@@ -49,13 +49,14 @@ from deploykit.events import Listener, ignore
 from deploykit.export.lean import split_skip_normalization
 from deploykit.export.modules import module_values
 from deploykit.parity.places import place_of
-from deploykit.runners.tokenize import Encoder
+from deploykit.runners.base import COMPANIONS
+from deploykit.runners.texts import TEXTS
 from deploykit.runners.untrusted import check_onnx
+from deploykit.tasks.medium import Medium
 
-_COMPANIONS = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
 _PRODUCTS = (
     "QAttention", "MatMulInteger", "MatMulIntegerToFloat", "QGemm", "QLinearMatMul", "DynamicQuantizeMatMul",
-    "MatMulNBits",
+    "MatMulNBits", "ConvInteger",
 )  # fmt: skip
 """Operators that multiply by integer weights."""
 _INTEGERS = (onnx.TensorProto.INT8, onnx.TensorProto.UINT8, onnx.TensorProto.INT4, onnx.TensorProto.UINT4)
@@ -126,9 +127,10 @@ def quantize(
     *,
     calibration: Sequence[str] = (),
     in_float: Sequence[str] = (),
+    medium: Medium = TEXTS,
     listener: Listener = ignore,
 ) -> QuantizeReport:
-    """Write the ONNX folder `source` in lower precision to `out`, tokenizer and config beside it.
+    """Write the ONNX folder `source` in lower precision to `out`, with what messages need and config beside it.
 
     Weights are int8 per output channel, symmetric; activations uint8 per tensor. Static scales are the extremes seen
     over the calibration messages.
@@ -139,6 +141,7 @@ def quantize(
         variant: how.
         calibration: messages for static scales, like those to be served.
         in_float: names of the graph's nodes that are left in float (`sensitivity` ranks them).
+        medium: what the messages are.
         listener: hears of progress.
 
     Raises:
@@ -148,10 +151,10 @@ def quantize(
         raise QuantizeError("static int8 needs calibration messages", "give --data, or use int8_dynamic")
     if variant.smooth and variant.scheme != "int8_static":
         raise QuantizeError(f"{variant.name}: only static scales can be smoothed", "take int8_static")
-    batches = list(one_by_one(Encoder(source), calibration)) if variant.scheme == "int8_static" else []
+    batches = list(one_by_one(medium.encoder(source), calibration)) if variant.scheme == "int8_static" else []
     model, smoothed = _in_form(source, variant, batches)
     out.mkdir(parents=True, exist_ok=True)
-    for name in _COMPANIONS:
+    for name in COMPANIONS:
         if (source / name).is_file() and source != out:
             shutil.copy2(source / name, out / name)
     if variant.scheme in _WEIGHT_BITS:
@@ -170,19 +173,22 @@ def quantize(
     return dataclasses.replace(_count(quantized, variant), smoothed=smoothed)
 
 
-def sensitivity(source: Path, variant: Variant, messages: Sequence[str]) -> list[tuple[str, float]]:
+def sensitivity(
+    source: Path, variant: Variant, messages: Sequence[str], medium: Medium = TEXTS
+) -> list[tuple[str, float]]:
     """The matrix products of a float graph by how much int8 hurts each by itself, the worst first.
 
     Args:
         source: the ONNX folder that is quantized.
         variant: how.
         messages: whose activations enter the products.
+        medium: what they are.
 
     Returns:
         the names of nodes, with the signal-to-quantization-noise ratio of their outputs in dB: activations rounded to
         256 steps of their range over the messages, weights to 255 for each output.
     """
-    encoder = Encoder(source)
+    encoder = medium.encoder(source)
     model, _ = _in_form(source, variant, list(one_by_one(encoder, messages)))
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     products = products_by_input(model)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 __all__ = ["LabelledData", "hold_out", "load_data", "load_training_data", "located"]
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -52,7 +52,11 @@ class LabelledData:
 
 
 def load_data(
-    section: Data, seed: int, base: Path = Path(), form: LabelForm | None = None
+    section: Data,
+    seed: int,
+    base: Path = Path(),
+    form: LabelForm | None = None,
+    read: Callable[[str, Path], str] | None = None,
 ) -> tuple[LabelledData, DataReport]:
     """The data that a recipe names, and the report on them.
 
@@ -67,13 +71,14 @@ def load_data(
         seed: of the rows that are held out.
         base: the folder that relative files are looked for in first.
         form: how labels are written down; one class a row unless told.
+        read: the message that a field stands for (`Columns.read`).
 
     Raises:
         DataError: the data can't be read or used; names the file and row.
         MissingDependencyError: a hub data set without the `datasets` extra.
     """
     form = form or OneClass(section.label if isinstance(section.label, str) else section.label[0])
-    columns = Columns(section.text, form)
+    columns = Columns(section.text, form, read=read)
     train = read_rows(located(section.train, base), columns)
     label_names = form.outputs(tuple(check_table(train).classes))
     parts: dict[str, Table] = {}
@@ -86,15 +91,17 @@ def load_data(
         train = train.take(draw_per_class(_classes(train), section.per_label, seed).tolist())
     report = check_data(train, parts["validation"], parts["test"], strict=section.strict)
     reference = section.unlabelled and located(section.unlabelled, base)
-    unlabelled = _unlabelled(reference, section.text, tuple(parts.values()))
+    unlabelled = _unlabelled(reference, columns, tuple(parts.values()))
     return LabelledData(train, parts["validation"], parts["test"], label_names, unlabelled), report
 
 
-def _unlabelled(reference: str | None, text: str, held_out: tuple[Table, ...]) -> tuple[str, ...]:
+def _unlabelled(reference: str | None, columns: Columns, held_out: tuple[Table, ...]) -> tuple[str, ...]:
     if reference is None:
         return ()
     known = {message for table in held_out for message in table.texts}
-    return tuple(message for message in read_rows(reference, Columns(text, None)).texts if message not in known)
+    return tuple(
+        message for message in read_rows(reference, replace(columns, label=None)).texts if message not in known
+    )
 
 
 def located(reference: str, base: Path) -> str:
@@ -119,7 +126,7 @@ def load_training_data(
     else:
         rows, watched = hold_out(rows, validation, seed, "validation")
     check_data(rows, watched, watched, strict=False)
-    more = _unlabelled(unlabelled, columns.text, (watched,))
+    more = _unlabelled(unlabelled, columns, (watched,))
     return LabelledData(rows, watched, watched, label_names, more)
 
 

@@ -67,7 +67,15 @@ def read_rows(reference: str, columns: Columns) -> Table:
 
 
 def _read_sample(reference: str, columns: Columns) -> Table:
-    from deploykit.data.sample import faq_entries, faq_rows, intent_rows, sentiment_rows, stream_rows, support_rows
+    from deploykit.data.sample import (
+        digit_rows,
+        faq_entries,
+        faq_rows,
+        intent_rows,
+        sentiment_rows,
+        stream_rows,
+        support_rows,
+    )
 
     marked = ("text", "label", "entities", "intents")
     parts: dict[str, tuple[Callable[[Any], Sequence[Any]], Sequence[str], Sequence[str]]] = {
@@ -75,6 +83,7 @@ def _read_sample(reference: str, columns: Columns) -> Table:
         "intents": (intent_rows, ("train", "test"), marked),
         "faq": (faq_rows, ("train", "test"), marked),
         "sentiment": (sentiment_rows, ("train", "test"), ("text", "sentiment", "topic")),
+        "digits": (digit_rows, ("train", "test"), ("text", "label")),
         "stream": (stream_rows, ("quiet", "surge"), ("time", "text", "sentiment", "topic")),
     }
     name, _, part = reference.removeprefix("sample:").partition("/")

@@ -106,27 +106,30 @@ class Suspects:
         return found
 
 
-def find_suspects(table: Table, seed: int = 0) -> Suspects:
+def find_suspects(table: Table, seed: int = 0, *, textual: bool = True) -> Suspects:
     """Look through a table of one class a row; of spans only texts are looked at.
 
     Args:
         table: with labels.
         seed: of the folds, and of the messages whose language is asked for.
+        textual: whether messages are texts; of other ones only the counts of labels are looked at.
     """
     labels = [label for label in table.labels or () if isinstance(label, str)]
     counts = Counter(labels)
     skipped = []
     wrong: list[LabelSuspect] | None = None
-    if not labels or len(labels) != len(table):
+    if not textual:
+        skipped.append("labels that look wrong, languages, personal data: they are looked for in texts only")
+    elif not labels or len(labels) != len(table):
         skipped.append("labels that look wrong: rows have spans, not one class")
     elif importlib.util.find_spec("cleanlab") is None:
         skipped.append("labels that look wrong: pip install 'deploykit[checks]'")
     else:
         wrong = _wrong_labels(table, labels, seed)
     languages = None
-    if importlib.util.find_spec("py3langid") is None:
+    if textual and importlib.util.find_spec("py3langid") is None:
         skipped.append("languages: pip install 'deploykit[checks]'")
-    else:
+    elif textual:
         languages = _languages(table.texts, seed)
     return Suspects(
         labels=tuple((wrong or [])[:_SHOWN]),
@@ -134,7 +137,7 @@ def find_suspects(table: Table, seed: int = 0) -> Suspects:
         rare={label: rows for label, rows in sorted(counts.items(), key=lambda each: each[1]) if rows < _RARE},
         imbalance=max(counts.values()) / min(counts.values()) if counts else 1.0,
         languages=languages,
-        personal=_personal(table),
+        personal=_personal(table) if textual else (),
         not_checked=tuple(skipped),
     )
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 __all__ = ["Columns", "RawRow", "Table", "missing_column", "table_from_rows"]
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from deploykit.data.labels import Label, LabelForm, OneClass, checked_text
@@ -26,11 +27,14 @@ class Columns:
         text: the column of the message.
         label: that of its class, or how else labels are written down; None for none.
         hint: what to do where one is missing; the recipe's key where None.
+        read: the message that a field stands for, given the folder of the data file; None for the field itself. It
+            raises DataError where the field stands for none.
     """
 
     text: str = "text"
     label: str | LabelForm | None = "label"
     hint: str | None = None
+    read: Callable[[str, Path], str] | None = None
 
     @property
     def form(self) -> LabelForm | None:
@@ -99,7 +103,7 @@ def table_from_rows(source: str, unit: Literal["line", "row"], columns: Columns,
         if form is not None and isinstance(label, str) and not label.strip():
             blank.setdefault("label", []).append(number)
         numbers.append(number)
-        texts.append(text)
+        texts.append(text if columns.read is None or not text.strip() else _message(text, where, source, columns.read))
         labels.append(label)
     for what, found in blank.items():
         named = ", ".join(map(str, found[:NAMED])) + (f" and {len(found) - NAMED} more" if len(found) > NAMED else "")
@@ -110,6 +114,14 @@ def table_from_rows(source: str, unit: Literal["line", "row"], columns: Columns,
     if not texts:
         raise DataError(f"{source}: has no rows")
     return Table(source, tuple(texts), None if form is None else tuple(labels), tuple(numbers), unit)
+
+
+def _message(field: str, where: str, source: str, read: Callable[[str, Path], str]) -> str:
+    """The message that a field stands for, whose error says where the field stands."""
+    try:
+        return read(field, Path(source).parent)
+    except DataError as error:
+        raise DataError(f"{where}: {error.message}", error.hint) from None
 
 
 def missing_column(where: str, columns: Columns, known: Sequence[str]) -> DataError | None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 __all__ = ["FUSIONS", "make_lean", "split_skip_normalization"]
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -243,7 +243,7 @@ def _tokenwise_region(graph: Graph, select: onnx.NodeProto) -> tuple[list[onnx.N
                 and node.op_type in _TOKENWISE
                 and outputs.isdisjoint(node.output)
                 and (node.op_type != "MatMul" or node.input[1] in graph.constants)
-                and all(any(reader is member for member in inside) for reader in readers[name])
+                and all(any(reader is member for member in inside) for reader in _all_readers(node, readers))
             ):
                 region.append(node)
                 border.remove(name)
@@ -251,6 +251,11 @@ def _tokenwise_region(graph: Graph, select: onnx.NodeProto) -> tuple[list[onnx.N
                 grown = True
                 break
     return region, border
+
+
+def _all_readers(node: onnx.NodeProto, readers: Mapping[str, Sequence[onnx.NodeProto]]) -> list[onnx.NodeProto]:
+    """What reads any output of a node: a `SkipLayerNormalization` has the sum as another, for the residual path."""
+    return [reader for output in node.output for reader in readers.get(output, ())]
 
 
 def _token_inputs(graph: Graph, node: onnx.NodeProto) -> list[str]:

@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 
 from deploykit.errors import ExportError, ModelError
 from deploykit.events import Listener, Progress, Warn, ignore
@@ -26,18 +25,18 @@ from deploykit.export.compatibility import preflight
 from deploykit.export.lean import FUSIONS, make_lean
 from deploykit.export.modules import record_modules, values_from_scopes
 from deploykit.export.smallest import smallest_set
+from deploykit.runners.base import COMPANIONS
+from deploykit.runners.medium import medium_of
 from deploykit.runners.onnx_runner import open_session, session_errors
 from deploykit.runners.padding import real_tokens
-from deploykit.runners.tokenize import Encoder
 from deploykit.runners.untrusted import check_checkpoint
 from deploykit.tasks import Task
+from deploykit.tasks.medium import Traced
 
 DEFAULT_OPSET = 18
 """The newest opset whose dynamo graph the fusions below know (opset 23 has no SkipLayerNormalization fusion)."""
 TOLERANCE = 1e-4
 """Largest logit difference of a float32 graph from PyTorch; measured ones are below 1e-6."""
-_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
-_INPUTS = ("input_ids", "attention_mask")
 _TRIALS = 8
 """Sets of fusions at most that are left out to find the one at fault."""
 _REWRITE_ERRORS = (
@@ -79,11 +78,11 @@ def export_onnx(
     messages: Sequence[str] = (),
     listener: Listener = ignore,
 ) -> ExportReport:
-    """Export a checkpoint folder as `out/model.onnx` (fused) and `out/plain.onnx`, tokenizer and config beside them.
+    """Export a checkpoint folder as `out/model.onnx` (fused) and `out/plain.onnx`, config and companions beside them.
 
-    Both graphs have dynamic batch and length and are checked against PyTorch on padded, mixed-length, multi-row
-    batches. A fused graph that differs does without the fusions at fault; where that does not help, or it can't be
-    made, the plain one replaces it. Either is said in a warning.
+    Both graphs have dynamic batch and length (or size) and are checked against PyTorch on batches that break wrong
+    ones: of texts, padded, mixed-length, multi-row. A fused graph that differs does without the fusions at fault; where
+    that does not help, or it can't be made, the plain one replaces it. Either is said in a warning.
 
     Args:
         checkpoint: a Hugging Face checkpoint folder.
@@ -99,16 +98,24 @@ def export_onnx(
     """
     import torch
 
-    check_checkpoint(checkpoint)
-    encoder = Encoder(checkpoint)
+    medium = medium_of(task)
+    check_checkpoint(checkpoint, beside=medium.beside)
+    encoder = medium.encoder(checkpoint)
     model = task.load_model(checkpoint, dtype=torch.float32, attn_implementation="eager").eval()
+    model = medium.whole(model, checkpoint)
     out.mkdir(parents=True, exist_ok=True)
-    for name in _FILES:
+    for name in COMPANIONS:
         if (checkpoint / name).is_file():
             shutil.copy2(checkpoint / name, out / name)
     with tempfile.TemporaryDirectory(dir=out) as scratch, _quiet():
-        plain, fused = _graphs(model, task.output, opset or DEFAULT_OPSET, Path(scratch) / "exported.onnx", listener)
-    batches = list(_check_batches(encoder, model.config.vocab_size, messages))
+        plain, fused = _graphs(
+            medium.traced(model, task.output),
+            task.output,
+            opset or DEFAULT_OPSET,
+            Path(scratch) / "exported.onnx",
+            listener,
+        )
+    batches = list(medium.trials(encoder, model, messages))
     onnx.save(plain, out / "plain.onnx")
     differences = {"plain": _largest_difference(model, task.output, out / "plain.onnx", batches)}
     if not differences["plain"] <= TOLERANCE:
@@ -140,11 +147,11 @@ def export_onnx(
 
 
 def _graphs(
-    model: Any, output: str, opset: int, path: Path, listener: Listener
+    traced: Traced, output: str, opset: int, path: Path, listener: Listener
 ) -> tuple[onnx.ModelProto, onnx.ModelProto | None]:
     """The graph as exported, and with its fusions; None for the latter where the fuser can't do it."""
     listener(Progress("export", 0, 4, "graph"))
-    _exported(model, output, opset).save(path)
+    _exported(traced, output, opset).save(path)
     listener(Progress("export", 1, 4, "graph"))
     plain = onnx.load(path)
     modules = values_from_scopes(plain, "model.")
@@ -169,32 +176,19 @@ def _graphs(
     return plain, fused
 
 
-def _exported(model: Any, output: str, opset: int) -> Any:
+def _exported(traced: Traced, output: str, opset: int) -> Any:
     """The dynamo exporter's program; the TorchScript one is silently wrong on padded batches."""
     import torch
 
-    class Logits(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = model
-
-        def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-            logits: torch.Tensor = self.model(input_ids=input_ids, attention_mask=attention_mask)[output]
-            return logits
-
-    ids = torch.full((2, 9), 5, dtype=torch.int64)
-    mask = torch.ones_like(ids)
-    mask[1, 5:] = 0
-    axes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length")}
     try:
         return torch.onnx.export(
-            Logits(),
-            (ids, mask),
+            traced.module,
+            traced.arguments,
             dynamo=True,
             opset_version=opset,
-            input_names=list(_INPUTS),
+            input_names=list(traced.names),
             output_names=[output],
-            dynamic_shapes=(axes, axes),
+            dynamic_shapes=traced.dynamic_shapes,
             verbose=False,
         )
     except (RuntimeError, torch.onnx.errors.OnnxExporterError) as error:
@@ -259,28 +253,6 @@ def _distance(difference: float) -> str:
     return f"differs from PyTorch by {difference:.2g}"
 
 
-def _check_batches(
-    encoder: Encoder, vocabulary: int, messages: Sequence[str]
-) -> Iterator[dict[str, NDArray[np.int64]]]:
-    """Batches that break wrong graphs: one token to full length, padded rows of mixed lengths, one row and many.
-
-    The last has its padding at the left and in between: no tokenizer here makes that, but clients send tensors too.
-    """
-    if messages:
-        yield encoder.encode(list(messages[:8]))
-        yield encoder.encode([messages[0]])
-    yield encoder.encode(["", "a", "hello there " * 40, "où est ma commande ? 📦", "שלום", "\t\n"])
-    random = np.random.default_rng(0)
-    longest = encoder.max_length
-    for lengths in ([1], [1, 2, 3], [longest], [7, longest // 2, 1, 12, 5], [longest, 3]):
-        ids = random.integers(0, vocabulary, (len(lengths), max(lengths)))
-        mask = (np.arange(max(lengths)) < np.array(lengths)[:, None]).astype(np.int64)
-        yield {"input_ids": np.where(mask > 0, ids, encoder.pad_id), "attention_mask": mask}
-    holes = np.ones((3, min(9, longest)), dtype=np.int64)
-    holes[0, :3] = holes[1, 2:5] = 0
-    yield {"input_ids": random.integers(0, vocabulary, holes.shape), "attention_mask": holes}
-
-
 def _largest_difference(model: Any, output: str, path: Path, batches: Sequence[Mapping[str, Any]]) -> float:
     """The largest absolute difference over all batches; infinite where the graph fails or gives no numbers."""
     import torch
@@ -290,7 +262,7 @@ def _largest_difference(model: Any, output: str, path: Path, batches: Sequence[M
     try:
         session = open_session(path, device="cpu")
         for batch in batches:
-            feed = {name: batch[name] for name in _INPUTS}
+            feed = {value.name: batch[value.name] for value in session.get_inputs()}
             with torch.inference_mode():
                 expected = model(**{name: torch.tensor(value) for name, value in feed.items()})[output].numpy()
             (found,) = session.run([output], feed)

@@ -1,4 +1,4 @@
-"""Requests encoded before a run under load: the bytes that a client sends, for text and for tensor entries."""
+"""Requests encoded before a run under load: the bytes that a client sends, for served and for tensor entries."""
 
 from __future__ import annotations
 
@@ -15,12 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deploykit.errors import UsageError
-from deploykit.runners.tokenize import Encoder
+from deploykit.runners.medium import medium_of_input, medium_of_tensors
 from deploykit.runners.triton_wire import Address, ModelMetadata
 
 Arrays = dict[str, NDArray[Any]]
-_TEXT = "text"
-_TOKENS = frozenset(Encoder.outputs)
 
 
 @dataclass(frozen=True)
@@ -28,7 +26,7 @@ class Wanted:
     """What a model takes and is asked for.
 
     Attributes:
-        inputs: `text` alone for a text entry, names of token tensors for a tensor entry.
+        inputs: `text` alone for a text entry, `image` for one of images; names of tensors for a tensor entry.
         outputs: what is asked of it.
     """
 
@@ -37,28 +35,29 @@ class Wanted:
 
     @property
     def tensors(self) -> bool:
-        """Whether it takes tokens."""
-        return self.inputs != (_TEXT,)
+        """Whether it takes what messages become: tokens, pixels."""
+        return len(self.inputs) != 1 or medium_of_input(self.inputs[0]) is None
 
 
 def wanted_of(metadata: ModelMetadata) -> Wanted:
     """What to send to a model that a server describes, and what to ask of it.
 
-    A text entry's logits are not asked for: clients want answers.
+    A served entry's logits are not asked for: clients want answers.
 
     Raises:
-        UsageError: it takes neither a text nor tokens.
+        UsageError: it takes neither a message nor what messages become.
     """
     inputs = tuple(each.name for each in metadata.inputs)
     outputs = tuple(each.name for each in metadata.outputs)
-    if inputs == (_TEXT,):
+    wanted = Wanted(inputs, outputs)
+    if not wanted.tensors:
         return Wanted(inputs, tuple(name for name in outputs if name != "logits") or outputs)
-    if not inputs or not _TOKENS.issuperset(inputs):
+    if medium_of_tensors(inputs) is None:
         raise UsageError(
             f"{metadata.name} takes {', '.join(inputs) or 'nothing'}: neither a text nor tokens",
-            f"name a model that takes {_TEXT}, or {', '.join(Encoder.outputs)}",
+            "name a model that takes text, or input_ids, attention_mask, token_type_ids; or image, or pixels",
         )
-    return Wanted(inputs, outputs)
+    return wanted
 
 
 def tensors_of(wanted: Wanted, texts: Sequence[str], tokenizer: str | None) -> list[Arrays]:
@@ -70,18 +69,22 @@ def tensors_of(wanted: Wanted, texts: Sequence[str], tokenizer: str | None) -> l
         tokenizer: the folder of the tokenizer, for a tensor entry.
 
     Raises:
-        UsageError: a tensor entry without a tokenizer.
+        UsageError: a tensor entry of texts without a tokenizer.
         ModelError: the tokenizer can't be read.
+        RequestError: a message can't be sent.
     """
-    if not wanted.tensors:
-        encoded = [text.encode("utf-8", errors="replace") for text in texts]
-        return [{_TEXT: np.array([[value]], dtype=np.object_)} for value in encoded]
-    if tokenizer is None:
+    (name, *_), medium = wanted.inputs, medium_of_input(wanted.inputs[0])
+    if not wanted.tensors and medium is not None:
+        if medium.textual:
+            texts = [text.encode("utf-8", errors="replace").decode("utf-8") for text in texts]
+        return [{name: np.array([[value]], dtype=np.object_)} for value in medium.sent(texts)]
+    medium = medium_of_tensors(wanted.inputs)
+    if medium is None or (tokenizer is None and medium.textual):
         raise UsageError(
             f"this model takes {', '.join(wanted.inputs)}, and nothing says how texts become tokens",
             "--tokenizer FOLDER: that of the model, or NAME/1 of its package",
         )
-    encoder = Encoder(Path(tokenizer))
+    encoder = medium.encoder(Path(tokenizer or ""))
     known: dict[str, Arrays] = {}
     for text in texts:
         if text not in known:
@@ -127,10 +130,10 @@ def grpc_request(model: str, tensors: Arrays, outputs: Sequence[str]) -> bytes:
 
 
 def _datatype(values: NDArray[Any]) -> str:
-    return "BYTES" if values.dtype == np.object_ else "INT64"
+    return "BYTES" if values.dtype == np.object_ else "UINT8" if values.dtype == np.uint8 else "INT64"
 
 
 def _raw(values: NDArray[Any]) -> bytes:
     if values.dtype != np.object_:
-        return values.astype("<i8", copy=False).tobytes()
+        return values.astype("<i8" if values.dtype == np.int64 else values.dtype, copy=False).tobytes()
     return b"".join(struct.pack("<I", len(value)) + value for value in values.ravel())

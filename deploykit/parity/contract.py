@@ -18,9 +18,11 @@ from typing import Any
 from deploykit.errors import ParityError
 from deploykit.parity.verdict import Part, Verdict, paired_count
 from deploykit.runners.anatomy import Anatomy, TensorForm
+from deploykit.runners.texts import TEXTS
+from deploykit.tasks.medium import Medium
 
-_TOKEN_INPUTS = ("input_ids", "attention_mask")
-_TOKEN_DTYPES = ("int64", "int32")
+_DTYPES = {"INT64": ("int64", "int32"), "UINT8": ("uint8",)}
+"""What an input may be in a graph, the first the one that it should be."""
 _CLOSE = 1e-3
 """An epsilon in a graph is a float32: it differs from the one in config.json by rounding."""
 
@@ -120,24 +122,28 @@ def judge_trimmed_tokenizer(
     )
 
 
-def judge_interface(candidate: Anatomy, output: str, labels: int) -> Verdict:
+def judge_interface(candidate: Anatomy, output: str, labels: int, medium: Medium = TEXTS) -> Verdict:
     """Judge what an ONNX graph says of its inputs and outputs; n is the number of things asked.
 
-    Token ids and attention mask have to be whole numbers with batch and length free, the output float32 with the batch
-    free and one value a label. Whether free axes are free in truth is tried, not read: see `probes`.
+    What messages become (token ids and attention mask, pixels) has to be whole numbers with batch and length or size
+    free, the output float32 with the batch free and one value a label. Whether free axes are free in truth is tried,
+    not read: see `probes`.
 
     Args:
         candidate: of the graph.
         output: the output that carries the answer.
         labels: how many it has.
+        medium: what messages are.
     """
     problems = []
     inputs = {form.name: form for form in candidate.inputs}
-    problems += [f"no input {name!r}" for name in _TOKEN_INPUTS if name not in inputs]
+    needed = [name for name, each in medium.tensors.items() if each.needed]
+    problems += [f"no input {name!r}" for name in needed if name not in inputs]
     for form in candidate.inputs:
-        if form.dtype not in _TOKEN_DTYPES:
-            problems.append(f"input {form.name!r} is {form.dtype}, not int64")
-        problems += _fixed_axes(form, ("batch", "length"))
+        kind = medium.tensors.get(form.name, medium.tensors[needed[0]])
+        if form.dtype not in _DTYPES[kind.dtype]:
+            problems.append(f"input {form.name!r} is {form.dtype}, not {_DTYPES[kind.dtype][0]}")
+        problems += _fixed_axes(form, ("batch", *kind.axes))
     found = next((form for form in candidate.outputs if form.name == output), None)
     if found is None:
         problems.append(f"no output {output!r}, only {', '.join(form.name for form in candidate.outputs)}")
@@ -150,7 +156,7 @@ def judge_interface(candidate: Anatomy, output: str, labels: int) -> Verdict:
     verdict = _form_verdict(
         "interface",
         len(problems),
-        len(_TOKEN_INPUTS) + len(candidate.inputs) + 1,
+        len(needed) + len(candidate.inputs) + 1,
         tuple(problems)
         or (f"opset {candidate.opset}; {', '.join(map(_described, (*candidate.inputs, *candidate.outputs)))}",),
         "Export it again with the task's inputs and outputs, batch and length dynamic.",

@@ -47,6 +47,7 @@ from deploykit.recipe import Finetune, Goal, Package, Prune, Quantize
 from deploykit.runners import target_from_text
 from deploykit.runners.checkpoint import resolve_model, resolve_or_error
 from deploykit.runners.labels import labels_from_folder
+from deploykit.runners.medium import columns_of
 from deploykit.tasks import find_task
 from deploykit.triton.package import build_package
 from deploykit.triton.repository import Published, publish
@@ -383,7 +384,7 @@ def bench_alone(
         UsageError: lengths are asked for, and the first target has no tokenizer at hand.
     """
     found = {name: timed_target(name, threads=threads, tokenizer=tokenizer, task=task) for name in targets}
-    texts = read_rows(data, Columns(text, None)).texts
+    texts = read_rows(data, columns_of(task, text, None)).texts
     timed = spread_over(texts, messages)
     if lengths:
         folder = tokenizer or Path(targets[0])
@@ -395,7 +396,7 @@ def bench_alone(
 
 def _columns(columns: tuple[str, LabelColumns | None], task: str) -> Columns:
     text, label = columns
-    return Columns(text, None if label is None else find_task(task).label_form(label))
+    return columns_of(task, text, None if label is None else find_task(task).label_form(label))
 
 
 def _rows(data: LabelledData) -> list[JsonValue]:

@@ -34,6 +34,7 @@ from deploykit.parity.intervals import clopper_pearson_upper
 from deploykit.parity.noninferiority import score_drop_bounds
 from deploykit.recipe import Quantize
 from deploykit.runners import Target, infer_all, open_runner
+from deploykit.runners.medium import medium_of
 from deploykit.runners.tokenize import Encoder
 from deploykit.tasks import Answer, Task
 
@@ -192,7 +193,9 @@ class _Forms:
         self.source, self.listener = source, listener
         self.calibration = sampled(data.train.texts, settings.calibration_rows, seed)
         classes = [label for label in data.train.labels or () if isinstance(label, str)]
-        for doubt in calibration_doubts(self.calibration, classes, Encoder(source)):
+        self.medium = medium_of(task)
+        doubts = calibration_doubts(self.calibration, classes, Encoder(source)) if self.medium.textual else []
+        for doubt in doubts:
             listener(Warn(doubt))
         self.reports: dict[str, QuantizeReport] = {}
         self.found: dict[str, Candidate] = {}
@@ -213,7 +216,13 @@ class _Forms:
         name = name if name not in self.found else f"{name}-{trial}"
         folder = self.folder(name)
         self.reports[name] = quantize(
-            self.source, folder, variant, calibration=self.calibration, in_float=in_float, listener=self.listener
+            self.source,
+            folder,
+            variant,
+            calibration=self.calibration,
+            in_float=in_float,
+            medium=self.medium,
+            listener=self.listener,
         )
         self.variants[name] = variant
         answers, batched = self._answers(folder), self._answers(folder, _BATCH)
@@ -269,7 +278,7 @@ def _mend(forms: _Forms, worst: str, max_drop: float, budget: int) -> tuple[str,
     ranked: list[tuple[str, float]] = []
     if chosen is None and left() > 0:
         variant = forms.variants[choose(forms.found, max_drop)]
-        ranked = sensitivity(forms.source, variant, forms.calibration[:_RANKED_ON])
+        ranked = sensitivity(forms.source, variant, forms.calibration[:_RANKED_ON], forms.medium)
         named = {}
 
         def suffices(products: tuple[str, ...]) -> bool:

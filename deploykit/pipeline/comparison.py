@@ -37,7 +37,7 @@ from deploykit.pipeline.probes import Asked, Company, ask_in_company, make_probe
 from deploykit.pipeline.served import check_endpoint
 from deploykit.runners import Target, open_runner
 from deploykit.runners.anatomy import Anatomy, Precision, anatomy_of, coarser
-from deploykit.runners.tokenize import Encoder
+from deploykit.runners.medium import medium_of
 from deploykit.tasks import Answer, Task
 
 Question = Literal["auto", "fidelity", "equivalence"]
@@ -212,7 +212,8 @@ def _measure(
     steps: Steps,
 ) -> _Measured:
     folder = tokenizer_folder(reference)
-    probes = make_probes(None if folder is None else Encoder(folder))
+    medium = medium_of(task)
+    probes = make_probes(None if folder is None else medium.encoder(folder), medium)
     small = candidate.kind == "triton" or reference.kind == "triton"
     batches = padded_batches(texts, _SERVED_BATCH) if small else padded_batches(texts)
     singles = [[index] for index in range(len(texts))]
@@ -307,7 +308,8 @@ def _form_checks(
     first, second = anatomies
     checks = []
     if second is not None and second.inputs:
-        checks.append(judge_interface(second, task.output, measured.reference.outputs[task.output].shape[-1]))
+        width = measured.reference.outputs[task.output].shape[-1]
+        checks.append(judge_interface(second, task.output, width, medium_of(task)))
     checks.append(measured.company.shapes)
     if first is not None and second is not None and asked.basis.question == "fidelity":
         epsilons = judge_epsilons(first, second)

@@ -12,7 +12,6 @@ from typing import Literal
 
 from deploykit.artifacts.digest import digest_file, digest_json, digest_tree
 from deploykit.data.readers import read_rows
-from deploykit.data.table import Columns
 from deploykit.errors import LatencyError, UsageError
 from deploykit.events import Listener, Note, ignore
 from deploykit.latency.baseline import Baseline, baseline_of, check_baseline, read_baseline
@@ -23,6 +22,7 @@ from deploykit.latency.regression import Rule
 from deploykit.latency.scenarios import Tried, find_rate, run_concurrency, run_offline, run_server
 from deploykit.machine import fingerprint
 from deploykit.runners import Target, target_from_text
+from deploykit.runners.medium import columns_of
 
 
 def timed_target(text: str, *, threads: int, tokenizer: Path | None, task: str) -> Target:
@@ -62,7 +62,7 @@ def make_baseline(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         settings=_settings(target, threads),
         model=_digest(target),
-        data=_messages_digest(read_rows(data, Columns(text, None)).texts),
+        data=_messages_digest(read_rows(data, columns_of(task, text, None)).texts),
         machine=fingerprint(),
         stolen=samples.stolen,
     )
@@ -103,7 +103,7 @@ def compare_alone(
     """
     fresh = timed_target(new, threads=threads, tokenizer=tokenizer, task=task)
     baseline = read_baseline(Path(old)) if old.endswith(".json") else None
-    messages = list(read_rows(data, Columns(text, None)).texts)
+    messages = list(read_rows(data, columns_of(task, text, None)).texts)
     if baseline is None:
         if rebase is not None:
             raise UsageError(f"--rebase is for a baseline, and {old} is none", "leave --rebase out")
@@ -158,7 +158,7 @@ def load_alone(
         LatencyError: the target could not be run.
     """
     found = timed_target(target, threads=threads, tokenizer=tokenizer, task=task)
-    texts = list(read_rows(data, Columns(text, None)).texts)
+    texts = list(read_rows(data, columns_of(task, text, None)).texts)
     if scenario == "closed":
         runs = []
         for clients in concurrency:

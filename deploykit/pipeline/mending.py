@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from deploykit.data.dataset import LabelledData, hold_out
 from deploykit.data.readers import read_rows
-from deploykit.data.table import Columns, Table
+from deploykit.data.table import Table
 from deploykit.errors import UsageError
 from deploykit.events import Listener, Note, ignore
 from deploykit.latency.measure import measure, spread_over
@@ -23,6 +23,7 @@ from deploykit.pipeline.pairs import architecture_of, labels_or_error, model_fol
 from deploykit.recipe import Quantize
 from deploykit.runners import Target
 from deploykit.runners.anatomy import Precision, anatomy_of
+from deploykit.runners.medium import columns_of
 from deploykit.tasks import Task, find_task
 
 _TIMED = 120
@@ -116,7 +117,7 @@ def mend_if_failed(
     pair = pair_from_text(reference, candidate, task=task, tokenizer=tokenizer)
     precision = _precision(*pair)
     does = find_task(task)
-    rows = read_rows(mend_data, Columns(columns[0], does.label_form(columns[1])))
+    rows = read_rows(mend_data, columns_of(does, columns[0], does.label_form(columns[1])))
     before = prove(candidate)
     if before.verdict != "fail":
         listener(Note(f"nothing to mend: {before.statement}"))

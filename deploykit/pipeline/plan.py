@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ["STAGES", "Plan", "Stage", "Step", "StepState", "is_kept", "make_plan", "step_states"]
+__all__ = [
+    "STAGES", "Plan", "Stage", "Step", "StepState", "is_kept", "make_plan", "refuse_what_is_for_texts", "step_states",
+]  # fmt: skip
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,12 +18,15 @@ from deploykit.artifacts.digest import digest_json
 from deploykit.artifacts.manifest import Manifest
 from deploykit.artifacts.store import Store
 from deploykit.data.identity import data_identity
+from deploykit.data.readers import local_file
+from deploykit.errors import UsageError
 from deploykit.export.compatibility import limits_from_target
 from deploykit.machine import has_nvidia_gpu, instruction_set, usable_cores
 from deploykit.pipeline.order import ALWAYS, STAGES, Stage
 from deploykit.recipe import Recipe
 from deploykit.recipe.load import DATA_FILES
 from deploykit.runners.checkpoint import resolve_model
+from deploykit.tasks import is_of_texts
 
 _VERSION: Final[Mapping[Stage, int]] = {
     "data": 1, "pretrain": 1, "finetune": 1, "index": 1, "prune": 1, "export": 2, "quantize": 4, "package": 3,
@@ -110,7 +115,7 @@ def make_plan(recipe: Recipe, base: Path, *, download: bool = True) -> Plan:
     limits_from_target(recipe.export.target)
     dump = recipe.model_dump(mode="json")
     data = dump["data"]
-    files = {part: data_identity(data[part], base) for part in DATA_FILES if isinstance(data[part], str)}
+    files = {part: _identity(data[part], base, recipe) for part in DATA_FILES if isinstance(data[part], str)}
     machine: dict[str, JsonValue] = {"instruction_set": instruction_set(), "cores": usable_cores()}
     model = resolve_model(recipe.model, base, download=download).identity
     teacher = recipe.finetune.teacher
@@ -175,6 +180,38 @@ def make_plan(recipe: Recipe, base: Path, *, download: bool = True) -> Plan:
             key = keys[stage] = digest_json([stage, _VERSION[stage], settings[stage], above, versions])
         steps.append(Step(stage, key, _texts(above), settings[stage], _texts(versions)))
     return Plan(recipe, tuple(steps))
+
+
+def refuse_what_is_for_texts(recipe: Recipe) -> None:
+    """Refuse the parts of a recipe that work on words, where messages are none.
+
+    Raises:
+        UsageError: names them.
+    """
+    if is_of_texts(recipe.task):
+        return
+    asked = {
+        "finetune.augment": bool(recipe.finetune.augment),
+        "finetune.teacher": recipe.finetune.teacher is not None,
+        "goal.target.lengths": recipe.goal.target.lengths != "data",
+        "a limit on speed or size, or prune.keep": recipe.prunes,
+    }
+    named = [name for name, wanted in asked.items() if wanted]
+    if named:
+        raise UsageError(f"{recipe.task} can't take {', '.join(named)}: made for models of texts", "leave it out")
+
+
+def _identity(reference: str, base: Path, recipe: Recipe) -> str:
+    """What changes when the rows do, or the files that they name."""
+    found = data_identity(reference, base)
+    if is_of_texts(recipe.task) or local_file(reference) is None:
+        return found
+    from deploykit.data.dataset import located  # not before: they bring numpy
+    from deploykit.data.readers import read_rows
+    from deploykit.runners.medium import columns_of
+
+    columns = columns_of(recipe.task, recipe.data.text, None)
+    return digest_json([found, list(read_rows(located(reference, base), columns).texts)])
 
 
 def step_states(plan: Plan, workspace: Path) -> tuple[StepState, ...]:

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 
 from deploykit.artifacts.digest import digest_json
 from deploykit.data.readers import read_rows
-from deploykit.data.table import Columns
 from deploykit.events import Listener, ignore
 from deploykit.pipeline.alone import new_folder
 from deploykit.recipe import Pretrain
 from deploykit.runners.checkpoint import resolve_model, resolve_or_error
+from deploykit.runners.medium import columns_of, medium_of
 
 if TYPE_CHECKING:
     from deploykit.train.pretrain import PretrainResult
@@ -30,6 +30,7 @@ def pretrain_alone(
     *,
     data: Sequence[str],
     text: str = "text",
+    task: str = "text-classification",
     validation: float = 0.05,
     max_length: int = 128,
     seed: int = 0,
@@ -44,6 +45,7 @@ def pretrain_alone(
         settings: how to train.
         data: data references, of which only the text is read; a message that comes again counts once.
         text: its column.
+        task: what the model is for, which says what messages are.
         validation: the fraction of the messages that the loss is measured on.
         max_length: tokens that a message is truncated to.
         seed: of every random choice.
@@ -58,7 +60,8 @@ def pretrain_alone(
     from deploykit.train.processes import is_main_process
 
     reference, location = resolve_model(model, Path()), resolve_or_error(model, Path())
-    texts = list(dict.fromkeys(each for source in data for each in read_rows(source, Columns(text, None)).texts))
+    columns = columns_of(task, text, None)
+    texts = list(dict.fromkeys(each for source in data for each in read_rows(source, columns).texts))
     held_out = set(Random(seed).sample(range(len(texts)), max(1, round(validation * len(texts)))))
     key = digest_json([reference.identity, settings.model_dump(mode="json"), max_length, seed, validation, list(texts)])
     workspace = out.absolute().with_name(f"{out.name}.work") / key[:16]
@@ -71,6 +74,7 @@ def pretrain_alone(
             settings,
             folder,
             workspace=workspace,
+            medium=medium_of(task),
             max_length=max_length,
             seed=seed,
             trust_pickle=trust_pickle,

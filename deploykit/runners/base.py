@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Message", "Outputs", "Runner", "Target"]
+__all__ = ["COMPANIONS", "Message", "Outputs", "Runner", "Target"]
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +10,12 @@ from types import TracebackType
 from typing import Literal, Protocol, Self
 
 from deploykit.tasks.base import Message, Outputs
+
+COMPANIONS = (
+    "config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt",
+    "preprocessor_config.json",
+)  # fmt: skip
+"""The files that stay with a model from stage to stage, beside its weights or graph."""
 
 
 class Runner(Protocol):

@@ -1,4 +1,4 @@
-"""Which model a reference means: a folder, a Python package that carries one, or a hub id; nothing is loaded."""
+"""Which model a reference means: a folder, a package that carries one, a sample, a hub id; nothing is loaded."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from deploykit.artifacts.digest import digest_file, digest_json
 from deploykit.errors import MissingDependencyError, ModelError
 
 _PACKAGE_PREFIX = "package:"
+_SAMPLE_PREFIX = "sample:"
+_SAMPLES = Path(__file__).parents[1] / "data" / "sample" / "models"
 _HUB_ID = re.compile(r"(?P<repository>[\w.-]+(/[\w.-]+)?)(@(?P<revision>[\w./-]+))?")
 _HUB_FILES = ("*.json", "*.txt", "*.model", "*.safetensors")
 """Configuration, vocabularies and weights: no code, no pickle, no copies of the weights in other formats."""
@@ -35,7 +37,7 @@ class ModelReference:
         identity: changes with the model, for cache keys: the digest of its files, or the hub id with its commit.
     """
 
-    kind: Literal["folder", "package", "hub"]
+    kind: Literal["folder", "package", "sample", "hub"]
     location: Path | None
     reference: str
     identity: str
@@ -45,7 +47,8 @@ def resolve_model(reference: str, base: Path, *, download: bool = True) -> Model
     """The model that `reference` means.
 
     Args:
-        reference: `package:NAME`, a folder, or a hub id `[ORG/]NAME[@REVISION]`. A folder comes before a hub id.
+        reference: `package:NAME`, `sample:NAME` (a configuration that deploykit ships, without weights), a folder, or a
+            hub id `[ORG/]NAME[@REVISION]`. A folder comes before a hub id.
         base: the folder that a relative path is looked for in, before the current one.
         download: fetch a hub model that is not in the local cache. Without it, and whenever the model is in the cache,
             the network is not used.
@@ -59,6 +62,12 @@ def resolve_model(reference: str, base: Path, *, download: bool = True) -> Model
         folder = _folder_from_package(name)
         digests = _digests_from_record(name, folder) or _digests_from_folder(folder)
         return ModelReference("package", folder, reference, _identity_from_digests(digests))
+    if reference.startswith(_SAMPLE_PREFIX):
+        known = sorted(path.name for path in _SAMPLES.iterdir() if path.is_dir())
+        if reference.removeprefix(_SAMPLE_PREFIX) not in known:
+            raise ModelError(f"{reference}: no such sample", f"known: {', '.join(map(_SAMPLE_PREFIX.__add__, known))}")
+        folder = _SAMPLES / reference.removeprefix(_SAMPLE_PREFIX)
+        return ModelReference("sample", folder, reference, _identity_from_digests(_digests_from_folder(folder)))
     for path in (base / reference, Path(reference)) if reference else ():
         if path.is_dir():
             return ModelReference("folder", path, reference, _identity_from_digests(_digests_from_folder(path)))

@@ -12,8 +12,8 @@ from typing import Any, Self
 from deploykit.errors import MissingDependencyError, ModelError
 from deploykit.machine import usable_cores
 from deploykit.runners.base import Message, Outputs, Target
-from deploykit.runners.padding import real_tokens
-from deploykit.runners.tokenize import Encoder
+from deploykit.runners.medium import medium_of
+from deploykit.runners.padding import real_tokens, reunited
 from deploykit.runners.untrusted import check_onnx
 from deploykit.tasks import find_task
 
@@ -74,10 +74,10 @@ def session_errors() -> tuple[type[Exception], ...]:
 
 
 class OnnxRunner:
-    """onnxruntime, from text to outputs.
+    """onnxruntime, from messages to outputs.
 
     Args:
-        target: an ONNX folder (`model.onnx` with its tokenizer beside it) or file.
+        target: an ONNX folder (`model.onnx`, for texts with the tokenizer beside it) or file.
     """
 
     def __init__(self, target: Target) -> None:
@@ -94,12 +94,13 @@ class OnnxRunner:
         self.session = open_session(path, threads=self._target.threads, device=self._target.device)
         self._inputs = [value.name for value in self.session.get_inputs()]
         self._outputs = [value.name for value in self.session.get_outputs()]
-        self.encoder = Encoder(Path(self._target.tokenizer) if self._target.tokenizer else path.parent)
-        unknown = sorted(set(self._inputs) - set(self.encoder.outputs))
+        self._medium = medium_of(self._task)
+        self.encoder = self._medium.encoder(Path(self._target.tokenizer) if self._target.tokenizer else path.parent)
+        unknown = sorted(set(self._inputs) - self._medium.tensors.keys())
         if unknown:
             raise ModelError(
-                f"{path} wants {', '.join(unknown)}, which no tokenizer gives",
-                f"export it with no inputs but {', '.join(self.encoder.outputs)}",
+                f"{path} wants {', '.join(unknown)}, which no {self._medium.name} becomes",
+                f"export it with no inputs but {', '.join(self._medium.tensors)}",
             )
         return self
 
@@ -111,10 +112,18 @@ class OnnxRunner:
     def infer(self, messages: Sequence[Message]) -> Outputs:
         """Every output of the graph for the messages as one batch, and `words` for what has a row for each token.
 
+        What can't go together as one batch (images of unlike sizes) goes as several.
+
         Raises:
             ModelError: onnxruntime can't run the graph on them.
-            DataError: a message has a lone surrogate.
+            DataError: a message can't be read.
         """
+        groups = self._medium.groups(messages) if len(messages) > 1 else [[0]]
+        if len(groups) == 1:
+            return self._infer(messages)
+        return reunited(groups, [self._infer([messages[number] for number in group]) for group in groups])
+
+    def _infer(self, messages: Sequence[Message]) -> dict[str, Any]:
         tensors = self.encoder.encode(messages, words=self._task.per_token)
         try:
             values = self.session.run(self._outputs, {name: tensors[name] for name in self._inputs})

@@ -1,10 +1,10 @@
-"""Rows of unequal length as one array, and what of it is no padding."""
+"""Rows of unequal length as one array, what of it is no padding, and batches put together again."""
 
 from __future__ import annotations
 
-__all__ = ["equally_long", "padded_rows", "real_tokens"]
+__all__ = ["equally_long", "padded_rows", "real_tokens", "reunited"]
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,3 +38,14 @@ def equally_long(*arrays: NDArray[Any]) -> tuple[NDArray[Any], ...]:
     longest = max(each.shape[1] for each in arrays)
     room = [[(0, 0), (0, longest - each.shape[1]), *[(0, 0)] * (each.ndim - 2)] for each in arrays]
     return tuple(np.pad(each, pads) if pads[1][1] else each for each, pads in zip(arrays, room, strict=True))
+
+
+def reunited(groups: Sequence[Sequence[int]], parts: Sequence[Mapping[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
+    """The outputs of all messages in their order, of outputs by group.
+
+    Args:
+        groups: the numbers of the messages in each group, each of them once.
+        parts: the outputs of each group.
+    """
+    order = np.argsort(np.concatenate([np.asarray(group, dtype=np.int64) for group in groups]), kind="stable")
+    return {name: np.concatenate([part[name] for part in parts])[order] for name in parts[0]}

@@ -14,16 +14,16 @@ import numpy as np
 from deploykit.errors import ModelError
 from deploykit.machine import usable_cores
 from deploykit.runners.base import Message, Outputs, Target
-from deploykit.runners.padding import real_tokens
-from deploykit.runners.tokenize import max_length_from_folder, refuse_surrogates
+from deploykit.runners.medium import medium_of
+from deploykit.runners.padding import real_tokens, reunited
 from deploykit.runners.untrusted import check_checkpoint
 from deploykit.tasks.spans import word_spans
 
 
 class TorchRunner:
-    """Eager PyTorch with SDPA attention in `inference_mode`, messages through the fast tokenizer of `transformers`.
+    """Eager PyTorch with SDPA attention in `inference_mode`, from messages to outputs.
 
-    A single message is not padded, a batch to its longest.
+    Texts go through the fast tokenizer of `transformers`, images through PyTorch's own resizing.
 
     Args:
         target: a checkpoint folder with its task, precision, device and threads.
@@ -32,7 +32,7 @@ class TorchRunner:
     def __init__(self, target: Target) -> None:
         self._target = target
         self._model: Any = None
-        self._tokenizer: Any = None
+        self._read: Any = None
         self._device = "cpu"
 
     @property
@@ -41,12 +41,13 @@ class TorchRunner:
 
     def __enter__(self) -> Self:
         import torch
-        from transformers import AutoTokenizer
 
         from deploykit.tasks import find_task
 
         folder = Path(self._target.location)
-        check_checkpoint(folder)
+        task = find_task(self._target.task)
+        medium = medium_of(task)
+        check_checkpoint(folder, beside=medium.beside)
         torch.set_num_threads(self._target.threads or usable_cores())
         cuda = torch.cuda.is_available() and self._target.device != "cpu"
         if self._target.device == "cuda" and not cuda:
@@ -55,47 +56,41 @@ class TorchRunner:
         dtype = {"fp64": torch.float64, "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[
             self._target.precision
         ]
-        task = find_task(self._target.task)
-        self._model = task.load_model(folder, dtype=dtype, attn_implementation="sdpa").eval().to(self._device)
-        tokenizer_folder = Path(self._target.tokenizer or folder)
-        self._tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder, trust_remote_code=False)
-        self._max_length = max_length_from_folder(tokenizer_folder)
-        self._task = task
+        model = task.load_model(folder, dtype=dtype, attn_implementation="sdpa").eval()
+        self._model = medium.whole(model, folder).to(self._device)
+        self._read = medium.reader(Path(self._target.tokenizer or folder), offsets=task.per_token)
+        self._task, self._medium = task, medium
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._model = self._tokenizer = None
+        self._model = self._read = None
 
     def infer(self, messages: Sequence[Message]) -> Outputs:
         """The task's output for the messages as one batch, and `words` for what has a row for each token.
 
-        The output is float32, whatever precision computed it.
+        The output is float32, whatever precision computed it. What can't go together as one batch goes as several.
 
         Raises:
-            DataError: a message has a lone surrogate.
+            DataError: a message can't be read.
         """
+        groups = self._medium.groups(messages) if len(messages) > 1 else [[0]]
+        if len(groups) == 1:
+            return self._infer(messages)
+        return reunited(groups, [self._infer([messages[number] for number in group]) for group in groups])
+
+    def _infer(self, messages: Sequence[Message]) -> dict[str, Any]:
         import torch
 
-        try:
-            inputs = self._tokenizer(
-                list(messages),
-                truncation=True,
-                max_length=self._max_length,
-                padding=len(messages) > 1,
-                return_tensors="pt",
-                return_offsets_mapping=self._task.per_token,
-            )
-        except TypeError:
-            refuse_surrogates(messages)
-            raise
+        inputs = dict(self._read(messages))
         offsets = inputs.pop("offset_mapping", None)
-        mask = inputs["attention_mask"].numpy()
         with torch.inference_mode():
-            outputs = self._model(**inputs.to(self._device))[self._task.output]
+            given = {name: values.to(self._device) for name, values in inputs.items()}
+            outputs = self._model(**given)[self._task.output]
         values = outputs.float().cpu().numpy().astype(np.float32, copy=False)
         if offsets is None:
             return {self._task.output: values}
+        mask = inputs["attention_mask"].numpy()
         words = [word_spans(text, each.tolist()) for text, each in zip(messages, offsets, strict=True)]
         return {self._task.output: real_tokens(values, mask), "words": np.stack(words)}

@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deploykit.errors import RequestError, ServerError
+from deploykit.runners.medium import medium_of
+from deploykit.runners.texts import TEXTS
 from deploykit.runners.triton_wire import (
     Address,
     GrpcWire,
@@ -97,13 +99,13 @@ class TritonClient:
         return self._call(lambda left_s: self._wire.metadata(model, left_s), model)
 
     def ask(self, model: str, texts: Sequence[str], top_k: int = 1, task: Task | None = None) -> list[Answer]:
-        """What a text model answers to these messages, sent as one batch.
+        """What a served entry answers to these messages, sent as one batch.
 
         Args:
-            model: the text entry's name.
+            model: the entry's name.
             texts: the messages.
             top_k: how many labels for each message, the alternatives included, where the task ranks them.
-            task: what the model does; told by its outputs unless given.
+            task: what the model does. Where messages are texts its outputs tell; for other ones it has to be named.
 
         Raises:
             RequestError: a message can't be encoded, or the server refuses or fails the request.
@@ -119,14 +121,16 @@ class TritonClient:
         outputs: Sequence[str] | None = None,
         top_k: int = 1,
     ) -> tuple[list[Answer], dict[str, NDArray[Any]]]:
-        """One inference of a text entry: the answers, and further outputs; all of them where `outputs` is None.
+        """One inference of a served entry: the answers, and further outputs; all of them where `outputs` is None.
 
         Raises:
             As `ask`.
         """
         known = [] if task is None else [output.name for output in task.served]
         wanted = () if outputs is None else (*known, *outputs)
-        found = self.infer(model, {"text": _text_tensor(texts)}, wanted, {"top_k": top_k})
+        medium = TEXTS if task is None else medium_of(task)
+        sent = np.array(medium.sent(texts), dtype=np.object_).reshape(len(texts), 1)
+        found = self.infer(model, {medium.name: sent}, wanted, {"top_k": top_k})
         task = task or task_of_outputs(found)
         if task is None:
             raise self._malformed(f"outputs {', '.join(found) or 'none'}, which no text model has")
@@ -220,25 +224,6 @@ class TritonClient:
 
     def _malformed(self, what: str) -> RequestError:
         return RequestError(f"{self._address} sent a malformed reply: {what}", hint="is it a Triton server?")
-
-
-def _text_tensor(texts: Sequence[str]) -> NDArray[np.object_]:
-    """The input of a text entry: object [messages, 1] of UTF-8.
-
-    Raises:
-        RequestError: a message has a lone surrogate, which UTF-8 can't carry.
-    """
-    encoded = []
-    for number, text in enumerate(texts):
-        try:
-            encoded.append(text.encode("utf-8"))
-        except UnicodeEncodeError as error:
-            raise RequestError(
-                f"message {number} is not valid Unicode: a lone surrogate at character {error.start}",
-                hint="read the text with its right encoding, or with errors='replace'",
-                status=400,
-            ) from error
-    return np.array(encoded, dtype=np.object_).reshape(len(encoded), 1)
 
 
 def diagnose(address: Address) -> ServerError | None:

@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn, TypeGuard
 
 from deploykit.errors import ModelError
+from deploykit.tasks.untrained import asks_for_new_weights
 
 if TYPE_CHECKING:
     from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto
@@ -44,12 +45,16 @@ _PACKED_BITS = {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2}
 _SAVE_AGAIN = "get the model again, or save it again with model.save_pretrained(FOLDER)"
 
 
-def check_checkpoint(folder: Path, *, trust_pickle: bool = False) -> None:
+def check_checkpoint(
+    folder: Path, *, trust_pickle: bool = False, beside: Collection[str] = ("tokenizer.json",)
+) -> None:
     """Refuses a Hugging Face checkpoint folder that is unsafe, damaged or incomplete; reads headers, not weights.
 
     Args:
-        folder: holds `config.json`, `tokenizer.json` and `model.safetensors` (or its shards and their index).
+        folder: holds `config.json` and `model.safetensors` (or its shards and their index); or a configuration that
+            asks for new weights, and no weights.
         trust_pickle: accept weights in pickle files, which run any code that is in them when they are loaded.
+        beside: what messages become a model's inputs by; it has to be there too.
 
     Raises:
         ModelError: names the file and what is wrong with it.
@@ -63,18 +68,22 @@ def check_checkpoint(folder: Path, *, trust_pickle: bool = False) -> None:
         _tensor_names_from_safetensors(single)
     elif index.is_file():
         _check_shards(index)
-    elif not trust_pickle or not _pickle_weights(folder):
+    elif not asks_for_new_weights(folder) and (not trust_pickle or not _pickle_weights(folder)):
         _refuse_weights(folder)
     adapter = folder / "adapter_model.safetensors"
     if adapter.is_file():
         _tensor_names_from_safetensors(adapter)
     elif (folder / "adapter_model.bin").exists() and not trust_pickle:
         _refuse_pickle(folder / "adapter_model.bin")
-    if not (folder / "tokenizer.json").is_file():
-        raise ModelError(
-            f"{folder} has no tokenizer.json, the fast tokenizer that serving needs",
-            "save it there: AutoTokenizer.from_pretrained(MODEL).save_pretrained(FOLDER)",
-        )
+    for name in beside:
+        if (folder / name).is_file():
+            continue
+        if name == "tokenizer.json":
+            raise ModelError(
+                f"{folder} has no tokenizer.json, the fast tokenizer that serving needs",
+                "save it there: AutoTokenizer.from_pretrained(MODEL).save_pretrained(FOLDER)",
+            )
+        raise ModelError(f"{folder} has no {name}, which the model's messages need", "copy it from the model's source")
 
 
 def check_onnx(path: Path, *, allow_domains: Collection[str] = ()) -> None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from deploykit.data.labels import Label, LabelForm
 
 Message = str
+"""A text, or what stands for another kind of message (`Medium`): hashable, equal where the messages are."""
 Loss = Literal["cross_entropy", "contrastive"]
 """What a training minimizes: the cost of wrong labels, or of texts of one label that are far from each other."""
 Outputs: TypeAlias = "Mapping[str, NDArray[Any]]"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from deploykit.errors import DataError, ModelError
 from deploykit.tasks.pruned import class_to_load
 from deploykit.tasks.quiet import quiet_transformers
+from deploykit.tasks.untrained import asks_for_new_weights, untrained_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -22,7 +23,7 @@ def load_checkpoint(
     """The model of a checkpoint folder.
 
     Args:
-        folder: a Hugging Face checkpoint folder (safetensors).
+        folder: a Hugging Face checkpoint folder (safetensors), or a configuration that asks for new weights.
         auto: the auto class of transformers that gives it its head, by name; or what stands for one.
         task: the task's name, for messages.
         labels: the labels of a new head, in index order; without it the checkpoint's own head is kept.
@@ -45,9 +46,15 @@ def load_checkpoint(
             "ignore_mismatched_sizes": True,
         }
     model: PreTrainedModel
+    untrained = asks_for_new_weights(folder)
+    if untrained and labels is None:
+        raise ModelError(f"{folder} has a configuration and no weights yet", "`deploykit finetune` trains them")
     try:
         with quiet_transformers():
             kind = getattr(transformers, auto) if isinstance(auto, str) else auto
+            if untrained:
+                model = untrained_model(folder, kind, **settings)
+                return model
             model, found = class_to_load(folder, kind).from_pretrained(
                 folder, output_loading_info=True, trust_remote_code=False, **settings
             )

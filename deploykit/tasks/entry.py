@@ -1,12 +1,18 @@
-"""The source files of the Python models that answer text in Triton, which are copied into a package."""
+"""The source files of the Python models that answer messages in Triton, which are copied into a package."""
 
 from __future__ import annotations
 
-__all__ = ["entry_files"]
+__all__ = ["entry_files", "entry_source"]
 
 from pathlib import Path
 
 _PACKAGE = Path(__file__).parents[1]
+_OF_TEXT = ("text_model", "message_model", "logits_model", "ranking")
+
+
+def entry_source(name: str) -> Path:
+    """The file of an entry, or of what entries share."""
+    return _PACKAGE / "triton" / "entries" / f"{name}.py"
 
 
 def entry_files(model: str, *beside: Path) -> tuple[Path, ...]:
@@ -16,5 +22,4 @@ def entry_files(model: str, *beside: Path) -> tuple[Path, ...]:
         model: its name among the entries.
         beside: more files.
     """
-    ours = (_PACKAGE / "triton" / "entries" / f"{name}.py" for name in (model, "text_model", "logits_model"))
-    return *ours, _PACKAGE / "runners" / "words.py", *beside
+    return *map(entry_source, (model, *_OF_TEXT)), _PACKAGE / "runners" / "words.py", *beside

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["FinetuneResult", "fast_tokenizer", "finetune"]
+__all__ = ["FinetuneResult", "finetune"]
 
 import contextlib
 import math
@@ -15,7 +15,7 @@ from deploykit.data.dataset import LabelledData
 from deploykit.errors import TrainingError
 from deploykit.events import Listener, Note, ignore
 from deploykit.recipe import Finetune
-from deploykit.runners.tokenize import max_length_from_folder
+from deploykit.runners.medium import medium_of
 from deploykit.runners.untrusted import check_checkpoint
 from deploykit.tasks import Task
 from deploykit.tasks.base import Loss
@@ -30,7 +30,7 @@ from deploykit.train.lesson import Lesson, taught, unlabelled_rows
 from deploykit.train.objective import chosen_loss, objective_from_settings
 from deploykit.train.processes import is_main_process, on_cpu, processes
 from deploykit.train.rounding import first_rounded_step, int8_rounding
-from deploykit.train.rows import Row, padding_collator, training_rows
+from deploykit.train.rows import Row, padding_collator, row_length, training_rows
 from deploykit.train.strategy import (
     ADAPTERS,
     Adapter,
@@ -114,14 +114,14 @@ def finetune(
     """
     from transformers import set_seed
 
-    check_checkpoint(model, trust_pickle=trust_pickle)
+    check_checkpoint(model, trust_pickle=trust_pickle, beside=medium_of(task).beside)
     loss: Loss = "cross_entropy" if lesson is not None else chosen_loss(settings, task)
     workspace.mkdir(parents=True, exist_ok=True)
     if not is_main_process():
         listener = ignore  # one of them speaks for all
     with quiet_transformers(), tracked(tracking) as report_to:
         set_seed(seed)
-        tokenizer = fast_tokenizer(model, settings.max_length)
+        tokenizer = medium_of(task).processor(model, settings.max_length)
         network = _network(model, data.label_names, settings, task, loss, trust_pickle=trust_pickle)
         splits = _splits(tokenizer, network, data, settings, task, seed)
         epochs = settings.epochs
@@ -228,16 +228,6 @@ _DROPOUTS = (
 )
 
 
-def fast_tokenizer(model: Path, max_length: int) -> Any:
-    """A checkpoint's tokenizer, which truncates to so many tokens."""
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(model, use_fast=True, trust_remote_code=False)
-    tokenizer.model_max_length = min(max_length, max_length_from_folder(model))
-    tokenizer.deprecation_warnings["Asking-to-pad-a-fast-tokenizer"] = True
-    return tokenizer
-
-
 def _splits(
     tokenizer: Any, network: Any, data: LabelledData, settings: Finetune, task: Task, seed: int
 ) -> dict[str, list[Row]]:
@@ -246,7 +236,7 @@ def _splits(
         name: training_rows(tokenizer, network, table.texts, task, table.labels or (), data.label_names)
         for name, table in (("train", data.train), ("validation", data.validation))
     }
-    splits["validation"].sort(key=lambda row: len(row["input_ids"]))  # batches of like lengths pad little
+    splits["validation"].sort(key=row_length)  # batches of like lengths pad little
     if settings.augment:
         splits["train"] += labelled_copies(splits["train"], data, settings, task, tokenizer, network, seed)
     return splits

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["NO_LABEL", "Part", "Row", "padding_collator", "sections_of", "training_rows", "unlabelled"]
+__all__ = ["NO_LABEL", "Part", "Row", "padding_collator", "row_length", "sections_of", "training_rows", "unlabelled"]
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from deploykit.data.labels import Label
 from deploykit.errors import ModelError
+from deploykit.runners.medium import medium_of
 from deploykit.tasks import Task
 from deploykit.tasks.base import Section
 from deploykit.tasks.spans import word_spans
@@ -42,7 +43,7 @@ def training_rows(
             f"{task.name} needs to know where tokens are in the text, and this tokenizer does not say",
             "use a model with a fast tokenizer (tokenizer.json)",
         )
-    encoded = tokenizer(list(texts), truncation=True, padding=False, return_offsets_mapping=task.per_token)
+    encoded = medium_of(task).rows(tokenizer, texts, offsets=task.per_token)
     taken = inspect.signature(network.forward).parameters
     if labels is None:
         targets = [unlabelled(ids, task, len(names)) for ids in encoded["input_ids"]]
@@ -57,6 +58,11 @@ def training_rows(
     ]
 
 
+def row_length(row: Row) -> int:
+    """The tokens of a row; 1 for what has none, such as an image."""
+    return len(row["input_ids"]) if "input_ids" in row else 1
+
+
 def unlabelled(ids: Sequence[int], task: Task, classes: int) -> int | list[int] | tuple[float, ...]:
     """The `labels` of a row that has none."""
     if task.several:
@@ -65,13 +71,18 @@ def unlabelled(ids: Sequence[int], task: Task, classes: int) -> int | list[int] 
 
 
 def padding_collator(tokenizer: Any) -> Callable[[Sequence[Row]], Any]:
-    """Rows as one batch of PyTorch tensors, padded to the longest; labels by token with `NO_LABEL`."""
+    """Rows as one batch of PyTorch tensors, padded to the longest; labels by token with `NO_LABEL`.
+
+    Rows without tokens, such as images, are stacked.
+    """
     import torch
-    from transformers import DataCollatorWithPadding
+    from transformers import DataCollatorWithPadding, default_data_collator
 
     pad = DataCollatorWithPadding(tokenizer)
 
     def collate(rows: Sequence[Row]) -> Any:
+        if "input_ids" not in rows[0]:
+            return default_data_collator(list(rows))
         if not isinstance(rows[0].get("labels"), list):
             return pad(list(rows))
         batch = pad([{name: value for name, value in row.items() if name != "labels"} for row in rows])

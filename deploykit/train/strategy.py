@@ -76,8 +76,10 @@ def freeze(network: Any, settings: Finetune) -> None:
             "train fewer of them, or all: finetune.strategy=full",
         )
     norms = {value for module in base.modules() if _is_norm(module) for value in module.parameters()}
-    table = getattr(base, "embeddings", network.get_input_embeddings())
-    embeddings = set(table.parameters()) if settings.freeze_embeddings else set()  # their gradient costs most
+    embeddings: set[Any] = set()
+    if settings.freeze_embeddings and network.main_input_name == "input_ids":  # their gradient costs most
+        table = getattr(base, "embeddings", network.get_input_embeddings())
+        embeddings = set(table.parameters())
 
     def is_trained(name: str, value: Any) -> bool:
         layer = _layer_of(name)

@@ -17,6 +17,7 @@ from deploykit.train.checkpoints import seal
 from deploykit.train.contrastive import PairSampler
 from deploykit.train.distill import Distillation, distillation_loss
 from deploykit.train.objective import Objective
+from deploykit.train.rows import row_length
 from deploykit.train.strategy import Adapter
 
 NAN_HINT = "lower finetune.learning_rate, or use finetune.precision=fp32"
@@ -95,7 +96,8 @@ def trainer_class(
             if objective.temperature is not None:
                 size = self.args.train_batch_size * self.args.gradient_accumulation_steps
                 return PairSampler(data, size, lambda: self.args.seed + self.state.global_step // steps_per_epoch)
-            return EpochSampler(self.args.train_batch_size * self.args.gradient_accumulation_steps, dataset=data)
+            size = self.args.train_batch_size * self.args.gradient_accumulation_steps
+            return EpochSampler(size, dataset=data, lengths=[row_length(row) for row in data])
 
     return WatchfulTrainer
 

@@ -37,7 +37,7 @@ CONFIG = "config.pbtxt"
 WARMUP_FOLDER = "warmup"
 """The folder in a model's folder where Triton looks for a warm-up's data files."""
 
-DataType = Literal["BOOL", "INT32", "INT64", "FP16", "FP32", "BYTES"]
+DataType = Literal["BOOL", "UINT8", "INT32", "INT64", "FP16", "FP32", "BYTES"]
 """Data types as clients name them; `config.pbtxt` calls BYTES a string."""
 
 
@@ -60,7 +60,7 @@ class Tensor:
 
 
 TEXT_INPUT = Tensor("text", "BYTES", (1,))
-"""What every text model takes: one message, UTF-8."""
+"""What a text model takes: one message, UTF-8."""
 
 
 @dataclass(frozen=True)
@@ -178,16 +178,18 @@ def text_model_config(
     *,
     outputs: Sequence[Tensor],
     max_batch_size: int,
+    message: Tensor = TEXT_INPUT,
     instances: InstanceGroup = InstanceGroup(),
     batching: DynamicBatching | None = None,
     parameters: Mapping[str, str] | None = None,
     warmup: Sequence[Warmup] = (),
 ) -> ModelConfig:
-    """The configuration of a text model: one message in (`TEXT_INPUT`), the answer out, on the Python backend.
+    """The configuration of a served entry: one message in, the answer out, on the Python backend.
 
     Args:
         name: the model's name, and its folder's.
         outputs: what it answers.
+        message: what it takes.
         max_batch_size: the most messages in one execution, at least 1.
         instances: how many copies, and where.
         batching: None to run every request by itself.
@@ -200,7 +202,7 @@ def text_model_config(
     return _config(
         name,
         backend="python",
-        inputs=[TEXT_INPUT],
+        inputs=[message],
         outputs=outputs,
         max_batch_size=max_batch_size,
         instances=instances,

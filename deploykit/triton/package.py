@@ -1,4 +1,4 @@
-"""Builds a staged Triton package from an ONNX folder: the text entry, and the tensor entry it calls."""
+"""Builds a staged Triton package from an ONNX folder: the entry of messages, and the tensor entry it calls."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ import onnx
 from deploykit.artifacts.names import check_model_name
 from deploykit.errors import ModelError
 from deploykit.runners.labels import labels_from_folder
-from deploykit.runners.tokenize import Encoder
+from deploykit.runners.medium import medium_of
 from deploykit.runners.untrusted import check_onnx
 from deploykit.tasks import Task
+from deploykit.tasks.medium import Encoder, Medium
 from deploykit.triton.config import (
     WARMUP_FOLDER,
     DynamicBatching,
@@ -34,6 +35,8 @@ from deploykit.triton.entries import vendor_tokenizers
 
 _LABELS = "labels.txt"
 _WARMUPS = 3
+_VENDORS = {"tokenizers": vendor_tokenizers}
+_STORED = {"INT64": "<i8", "UINT8": "u1"}
 
 
 @dataclass(frozen=True)
@@ -69,16 +72,16 @@ def build_package(
     *,
     samples: Sequence[str],
 ) -> None:
-    """Write the two models `NAME` (text in, answer out) and `NAME_onnx` (tensors) into the folder `out`.
+    """Write the two models `NAME` (message in, answer out) and `NAME_onnx` (tensors) into the folder `out`.
 
-    What runs in the server lies in the package: the tokenizer's library and vocabulary too, so that NVIDIA's image
-    serves it with nothing installed.
+    What runs in the server lies in the package: for texts the tokenizer's library and vocabulary too, so that NVIDIA's
+    image serves it with nothing installed.
 
     Args:
-        source: an ONNX folder: `model.onnx`, `tokenizer.json`, `config.json` with labels.
+        source: an ONNX folder: `model.onnx`, `config.json` with labels, what messages need (`tokenizer.json`).
         out: the folder to write, empty or absent.
         name: the model's name in Triton.
-        task: whose text entry answers.
+        task: whose entry answers.
         settings: how Triton runs it.
         samples: real messages to warm the models up with.
 
@@ -89,12 +92,13 @@ def build_package(
     check_model_name(name)
     inner = f"{check_model_name(name)}_onnx"
     labels = labels_from_folder(source)
-    encoder = Encoder(source)
-    inputs = _graph_inputs(source / "model.onnx")
+    medium = medium_of(task)
+    encoder = medium.encoder(source)
+    inputs = _graph_inputs(source / "model.onnx", medium)
     batching = DynamicBatching(settings.preferred_batch_size, settings.queue_delay_us)
     instances = InstanceGroup(settings.device, settings.instances)
     layout = "call" if settings.device == "gpu" else settings.layout
-    warm = list(dict.fromkeys(samples))[:_WARMUPS] or ["hello"]
+    warm = list(dict.fromkeys(samples))[:_WARMUPS] or [medium.neighbour]
 
     tensor_folder = out / inner
     (tensor_folder / "1").mkdir(parents=True)
@@ -107,7 +111,7 @@ def build_package(
         tensor_folder,
         tensor_model_config(
             inner,
-            inputs=[Tensor(value, "INT64", (-1,)) for value in inputs],
+            inputs=[Tensor(value, medium.tensors[value].dtype, medium.tensors[value].dims) for value in inputs],
             outputs=[logits],
             max_batch_size=settings.max_batch_size,
             instances=instances,
@@ -116,7 +120,10 @@ def build_package(
             threads=settings.threads,
             # While a new version is loaded, the text entry of the one before still calls its own.
             versions=2,
-            warmup=[_tensor_warmup(tensor_folder, encoder, inputs, number, text) for number, text in enumerate(warm)],
+            warmup=[
+                _tensor_warmup(tensor_folder, encoder, medium, inputs, number, message)
+                for number, message in enumerate(warm)
+            ],
         ),
     )
 
@@ -126,15 +133,15 @@ def build_package(
     shutil.copyfile(model, text_folder / "1" / "model.py")
     for source_file in beside:
         shutil.copyfile(source_file, text_folder / "1" / source_file.name)
-    shutil.copyfile(source / "tokenizer.json", text_folder / "1" / "tokenizer.json")
-    vendor_tokenizers(text_folder / "1" / "site")
+    for file in medium.served_files:
+        shutil.copyfile(source / file, text_folder / "1" / file)
+    for library in medium.libraries:
+        _VENDORS[library](text_folder / "1" / "site")
     entry: dict[str, Any] = {
         "model": inner,
         "labels": list(labels),
         "inputs": inputs,
-        "max_length": encoder.max_length,
-        "pad_id": encoder.pad_id,
-        "pad_type_id": 0,
+        **medium.served_settings(source),
         **task.served_settings(source),
     }
     (text_folder / "1" / "entry.json").write_text(json.dumps(entry, indent=1, ensure_ascii=False), encoding="utf-8")
@@ -147,6 +154,7 @@ def build_package(
                 replace(logits, labels_file=None),
             ],
             max_batch_size=settings.max_batch_size,
+            message=Tensor(medium.name, "BYTES", (1,)),
             instances=InstanceGroup("cpu", settings.instances),
             batching=batching,
             parameters={"layout": layout, "intra_op_thread_count": str(settings.threads)},
@@ -155,13 +163,13 @@ def build_package(
     )
 
 
-def _graph_inputs(path: Path) -> list[str]:
+def _graph_inputs(path: Path, medium: Medium) -> list[str]:
     check_onnx(path)
     names = [value.name for value in onnx.load(path, load_external_data=False).graph.input]
-    unknown = set(names) - {"input_ids", "attention_mask", "token_type_ids"}
-    if unknown or "input_ids" not in names:
+    given = list(medium.tensors)
+    if set(names) - set(given) or given[0] not in names:
         raise ModelError(
-            f"{path} takes {', '.join(names)}: the text entry gives input_ids, attention_mask and token_type_ids",
+            f"{path} takes {', '.join(names)}: the entry of {medium.name}s gives {', '.join(given)}",
             "export the model with `deploykit export`",
         )
     return names
@@ -171,12 +179,14 @@ def _write_labels(folder: Path, labels: Sequence[str]) -> None:
     (folder / _LABELS).write_text("".join(f"{label}\n" for label in labels), encoding="utf-8")
 
 
-def _tensor_warmup(folder: Path, encoder: Encoder, inputs: Sequence[str], number: int, text: str) -> Warmup:
+def _tensor_warmup(
+    folder: Path, encoder: Encoder, medium: Medium, inputs: Sequence[str], number: int, message: str
+) -> Warmup:
     (folder / WARMUP_FOLDER).mkdir(exist_ok=True)
-    tensors = encoder.encode([text])
+    tensors = encoder.encode([message])
     found = []
     for name in inputs:
-        file = f"{number}_{name}"
-        (folder / WARMUP_FOLDER / file).write_bytes(tensors[name][0].astype("<i8").tobytes())
-        found.append(WarmupInput(name, "INT64", (tensors[name].shape[1],), file))
+        file, dtype = f"{number}_{name}", medium.tensors[name].dtype
+        (folder / WARMUP_FOLDER / file).write_bytes(tensors[name][0].astype(_STORED[dtype]).tobytes())
+        found.append(WarmupInput(name, dtype, tensors[name].shape[1:], file))
     return Warmup(f"sample {number}", tuple(found))

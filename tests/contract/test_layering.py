@@ -22,7 +22,11 @@ LEVELS = (
 )
 """The lowest first; `deploykit` itself has the version, which all may read, and `load`, for callers from outside."""
 CARRIED = (
+    "data/png.py",
+    "triton/entries/image_classification.py",
     "triton/entries/logits_model.py",
+    "triton/entries/message_model.py",
+    "triton/entries/ranking.py",
     "triton/entries/retrieval.py",
     "triton/entries/text_model.py",
     "triton/entries/text_classification.py",
@@ -34,8 +38,11 @@ CARRIED = (
 """Modules that run inside of Triton, where there is no deploykit."""
 BESIDE = {
     "logits_model",
+    "message_model",
     "numpy",
     "onnxruntime",
+    "png",
+    "ranking",
     "spans",
     "text_model",
     "tokenizers",

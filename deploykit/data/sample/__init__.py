@@ -8,6 +8,7 @@ come as a stream over some weeks.
 
 from __future__ import annotations
 
+from .digits import DigitRow, digit_rows
 from .feelings import FeltRow, sentiment_rows
 from .rows import (
     OUT_OF_SCOPE,
@@ -23,6 +24,6 @@ from .rows import (
 from .stream import StreamRow, stream_rows
 
 __all__ = [
-    "OUT_OF_SCOPE", "FaqRow", "FeltRow", "SampleRow", "Span", "StreamRow", "faq_entries", "faq_rows", "intent_rows",
-    "sentiment_rows", "stream_rows", "support_rows", "write_support_csv",
+    "OUT_OF_SCOPE", "DigitRow", "FaqRow", "FeltRow", "SampleRow", "Span", "StreamRow", "digit_rows", "faq_entries",
+    "faq_rows", "intent_rows", "sentiment_rows", "stream_rows", "support_rows", "write_support_csv",
 ]  # fmt: skip

@@ -1,6 +1,6 @@
-"""Where a text model gets its logits: from the ONNX model of its package, called in the server or run here.
+"""Where a served entry gets its logits: from the ONNX model of its package, called in the server or run here.
 
-It is copied into a package beside `text_model.py`. The parameter `layout` of the text model's configuration chooses:
+It is copied into a package beside `model.py`. The parameter `layout` of that model's configuration chooses:
 `call` asks the ONNX model through the server; `hold` runs the same file in this process, which saves the way there and
 back, where the server's Python has onnxruntime. Where it has not, `hold` calls too and says so in the server's log.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 __all__ = ["CalledModel", "Failure", "HeldModel", "logits_model"]
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 from numpy.typing import NDArray
 
-Feeds = dict[str, NDArray[np.int64]]
-_WARMUP_SHAPES = ((1, 8), (1, 16), (1, 32), (8, 16))
+Feeds = Mapping[str, NDArray[Any]]
 
 
 class Failure(Exception):
@@ -63,10 +62,10 @@ class HeldModel:
     Args:
         path: the file.
         threads: of the session; 0 for onnxruntime's own choice.
-        inputs: what the graph takes.
+        warmups: what it is run on before it answers.
     """
 
-    def __init__(self, path: Path, threads: int, inputs: Sequence[str]) -> None:
+    def __init__(self, path: Path, threads: int, warmups: Sequence[Feeds]) -> None:
         import onnxruntime
         from onnxruntime.capi import onnxruntime_pybind11_state as state
 
@@ -77,25 +76,25 @@ class HeldModel:
         # Threads that spin after a run would take the core on which its answer travels back.
         options.add_session_config_entry("session.force_spinning_stop", "1")
         self._run = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"]).run
-        for shape in _WARMUP_SHAPES:
-            self._run(["logits"], {name: np.full(shape, "mask" in name, dtype=np.int64) for name in inputs})
+        for feeds in warmups:
+            self._run(["logits"], dict(feeds))
 
     def logits(self, feeds: Feeds) -> NDArray[np.float32]:
         """The logits of each row; Failure where onnxruntime can't run them."""
         try:
-            found: NDArray[np.float32] = self._run(["logits"], feeds)[0]
+            found: NDArray[np.float32] = self._run(["logits"], dict(feeds))[0]
         except self._failures as error:
             raise Failure(pb_utils.TritonError(f"onnx runtime error: {error}")) from error
         return found
 
 
-def logits_model(args: dict[str, str], model: str, inputs: Sequence[str]) -> CalledModel | HeldModel:
+def logits_model(args: dict[str, str], model: str, warmups: Sequence[Feeds]) -> CalledModel | HeldModel:
     """What the configuration asks for, and the server's Python can do.
 
     Args:
         args: what Triton gave the text model.
         model: the name of the ONNX model, whose folder lies beside that of the text model.
-        inputs: what its graph takes.
+        warmups: what it is run on before it answers, where it runs here.
     """
     version = int(args["model_version"])
     given = json.loads(args.get("model_config", "{}")).get("parameters", {})
@@ -106,7 +105,7 @@ def logits_model(args: dict[str, str], model: str, inputs: Sequence[str]) -> Cal
     missing = "its file is not beside this model"  # so where Triton fetched each model of the repository by itself
     if path.is_file():
         try:
-            return HeldModel(path, int(parameters.get("intra_op_thread_count", "0")), inputs)
+            return HeldModel(path, int(parameters.get("intra_op_thread_count", "0")), warmups)
         except ImportError:
             missing = "onnxruntime is not in the server's Python"
     pb_utils.Logger.log_warn(f"{missing}: {model} is called instead of held")

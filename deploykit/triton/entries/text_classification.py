@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from text_model import TextModel, asked_top_k  # type: ignore[import-not-found, unused-ignore]
+from ranking import asked_top_k, ranked_labels  # type: ignore[import-not-found, unused-ignore]
+from text_model import TextModel  # type: ignore[import-not-found, unused-ignore]
 
 
 class TritonPythonModel(TextModel):  # type: ignore[misc, unused-ignore]
@@ -45,13 +46,3 @@ class TritonPythonModel(TextModel):  # type: ignore[misc, unused-ignore]
         return [
             {"label": labels[own, :top_k], "score": scores[own, :top_k], "logits": rows[own]} for own, top_k in asked
         ]
-
-
-def ranked_labels(logits: NDArray[np.float32], deepest: int) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
-    """The best labels of each row, best first, and their probabilities: both [rows, deepest]."""
-    raised = np.exp(logits - logits.max(axis=1, keepdims=True))
-    total = raised.sum(axis=1, keepdims=True)
-    if deepest == 1:
-        return logits.argmax(axis=1)[:, np.newaxis], 1 / total
-    best = np.argsort(-logits, axis=1, kind="stable")[:, :deepest]
-    return best, np.take_along_axis(raised, best, axis=1) / total

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import triton_python_backend_utils as pb_utils
 from numpy.typing import NDArray
 
 _HERE = Path(__file__).resolve().parent
@@ -28,6 +27,8 @@ sys.path[:0] = [str(_HERE), str(_HERE / "site")]
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from logits_model import Failure, logits_model  # type: ignore[import-not-found, unused-ignore]  # noqa: E402
+from message_model import MessageModel  # type: ignore[import-not-found, unused-ignore]  # noqa: E402
+from ranking import asked_top_k  # type: ignore[import-not-found, unused-ignore]  # noqa: E402
 from tokenizers import Tokenizer  # noqa: E402
 from words import WordTable  # type: ignore[import-not-found, unused-ignore]  # noqa: E402
 
@@ -35,9 +36,10 @@ from words import WordTable  # type: ignore[import-not-found, unused-ignore]  # 
 _MAX_TEXT_BYTES = 1 << 16
 # What another call of the model costs, in tokens of padding: measured with a 6-layer int8 MiniLM on two cores.
 _CALL_TOKENS = 16
+_WARMUP_SHAPES = ((1, 8), (1, 16), (1, 32), (8, 16))
 
 
-class TextModel(abc.ABC):
+class TextModel(MessageModel):  # type: ignore[misc, unused-ignore]
     """One instance: a tokenizer, and the model that computes the logits.
 
     A task's own model derives from it and says how logits become outputs.
@@ -47,25 +49,23 @@ class TextModel(abc.ABC):
 
     def initialize(self, args: dict[str, str]) -> None:
         """Reads what lies beside this file."""
-        self.entry: dict[str, Any] = json.loads((_HERE / "entry.json").read_text(encoding="utf-8"))
+        super().initialize(args)
         entry = self.entry
-        self.labels: list[str] = entry["labels"]
         columns = {
             "input_ids": ("ids", entry["pad_id"]),
             "attention_mask": ("attention_mask", 0),
             "token_type_ids": ("type_ids", entry["pad_type_id"]),
         }
         self._columns: dict[str, tuple[str, int]] = {name: columns[name] for name in entry["inputs"]}
-        self._model = logits_model(args, entry["model"], entry["inputs"])
+        warmups = [
+            {name: np.full(shape, "mask" in name, dtype=np.int64) for name in self._columns} for shape in _WARMUP_SHAPES
+        ]
+        self._model = logits_model(args, entry["model"], warmups)
         self._tokenizer = Tokenizer.from_file(str(_HERE / "tokenizer.json"))
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(entry["max_length"])
         spec = json.loads((_HERE / "tokenizer.json").read_text(encoding="utf-8"))
         self._words = None if self.with_offsets else WordTable.of(self._tokenizer, spec, entry["max_length"])
-
-    def asked(self, request: Any) -> Any:
-        """What a request wants beside its texts; ValueError says what is wrong with it."""
-        return None
 
     @abc.abstractmethod
     def outputs(
@@ -84,33 +84,17 @@ class TextModel(abc.ABC):
             asked: of each request, which messages are its own, and what `asked` said.
         """
 
-    def execute(self, requests: Sequence[Any]) -> list[Any]:
-        """One response for each request; a request that can't be answered gets its own error and harms no other."""
-        responses: list[Any] = [None] * len(requests)
-        messages: list[str] = []
-        asked: list[tuple[int, slice, Any]] = []
-        for position, request in enumerate(requests):
-            try:
-                texts, more = _texts(request), self.asked(request)
-            except ValueError as error:
-                refusal = pb_utils.TritonError(str(error), pb_utils.TritonError.INVALID_ARG)
-                responses[position] = pb_utils.InferenceResponse(error=refusal)
-                continue
-            asked.append((position, slice(len(messages), len(messages) + len(texts)), more))
-            messages += texts
-        if not asked:
-            return responses
+    def read(self, request: Any) -> list[str]:
+        """The texts of a request; ValueError says which can't be read and why."""
+        return _texts(request)
+
+    def answered(
+        self, messages: list[str], asked: list[tuple[slice, Any]]
+    ) -> tuple[list[dict[str, NDArray[Any]]], dict[int, Any]]:
+        """Every output for each request, and the errors of the messages that have no logits."""
         encodings = self._encodings(messages)
         logits, failures = self._logits(encodings)
-        found = self.outputs(messages, encodings, logits, [(rows, more) for _, rows, more in asked])
-        for (position, rows, _), outputs in zip(asked, found, strict=True):
-            failed = [failures[row] for row in range(rows.start, rows.stop) if row in failures] if failures else []
-            if failed:
-                responses[position] = pb_utils.InferenceResponse(error=failed[0])
-                continue
-            names = requests[position].requested_output_names()
-            responses[position] = pb_utils.InferenceResponse([pb_utils.Tensor(name, outputs[name]) for name in names])
-        return responses
+        return self.outputs(messages, encodings, logits, asked), failures
 
     def _encodings(self, messages: list[str]) -> list[Any]:
         """The tokens of each message: of words that were seen before, from a table; of the others, by the library."""
@@ -156,18 +140,6 @@ class _Tokens:
 
     def __len__(self) -> int:
         return len(self.ids)
-
-
-def asked_top_k(request: Any, most: int) -> int:
-    """How many answers a request wants: its parameter `top_k`, 1 where it has none, at most `most`.
-
-    ValueError says what is wrong with it.
-    """
-    parameters = request.parameters()
-    asked = json.loads(parameters).get("top_k", 1) if len(parameters) > len("{}") else 1
-    if not isinstance(asked, int) or isinstance(asked, bool) or asked < 1:
-        raise ValueError(f"the parameter top_k must be a positive integer, and is {asked!r}")
-    return min(asked, most)
 
 
 def groups_by_length(lengths: Sequence[int], waste: int) -> list[list[int]]:

@@ -31,7 +31,7 @@ def test_a_text_entry_is_asked_for_its_answer_a_tensor_entry_for_all() -> None:
     assert wanted_of(metadata(tokens, ["logits"])) == Wanted(tuple(tokens), ("logits",))
 
 
-@pytest.mark.parametrize("inputs", [[], ["image"], ["text", "language"], ["input_ids", "pixels"]])
+@pytest.mark.parametrize("inputs", [[], ["sound"], ["text", "language"], ["input_ids", "pixels"]])
 def test_a_model_that_takes_something_else_is_refused(inputs: list[str]) -> None:
     with pytest.raises(UsageError, match="neither a text nor tokens"):
         wanted_of(metadata(inputs, ["y"]))

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from deploykit.errors import ParityError
 from deploykit.parity.calibration import calibration_error, compare_calibration, judge_calibration
 from deploykit.parity.contract import judge_epsilons, judge_interface, judge_tokenizer_settings
-from deploykit.parity.hard_texts import HARD_TEXTS, UNENCODABLE, text_of_length
 from deploykit.parity.invariance import INVARIANCE, judge_invariance
 from deploykit.runners.anatomy import Anatomy, TensorForm
+from deploykit.runners.hard_texts import HARD_TEXTS, UNENCODABLE, text_of_length
 
 ALONE = np.random.default_rng(0).normal(scale=5, size=(20, 4)).astype(np.float32)
 

@@ -89,7 +89,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
-        if tag not in ("meta", "br"):
+        if tag not in ("meta", "br", "img"):
             self._open.append(tag)
         if tag == "tr":
             self.rows.append([])
@@ -164,6 +164,17 @@ def test_what_the_data_holds_is_shown_and_never_run(tmp_path: Path) -> None:
     assert shown.words.count(HOSTILE) >= 12
 
 
+def test_an_image_is_shown_as_one(tmp_path: Path) -> None:
+    texts = [f"data:image/png;base64,{item:04d}" for item in range(1200)]
+    texts[1] = 'data:image/png;base64,"><script>alert(1)</script>'
+    report = parity(texts=texts, checks=())
+    shown = Page(write_report(run(report, goal()), report, tmp_path / "page.html").read_text(encoding="utf-8"))
+    images = [found["src"] for tag, found in shown.tags if tag == "img"]
+    assert images == [sample.text for sample in report.changed]
+    assert images
+    assert "script" not in {tag for tag, _ in shown.tags}
+
+
 def test_the_page_loads_nothing(tmp_path: Path) -> None:
     report = parity()
     path = write_report(run(report, goal()), report, tmp_path / "page.html")
@@ -177,7 +188,7 @@ def test_the_page_loads_nothing(tmp_path: Path) -> None:
         assert {"src", "href", "srcset", "action", "data", "xlink:href"}.isdisjoint(attributes), tag
         assert not [name for name in attributes if name.startswith("on")], tag
     policies = [found["content"] for _, found in shown.tags if found.get("http-equiv") == "Content-Security-Policy"]
-    assert policies == ["default-src 'none'; style-src 'unsafe-inline'"]
+    assert policies == ["default-src 'none'; style-src 'unsafe-inline'; img-src data:"]
 
 
 def test_both_themes_and_paper_are_styled(tmp_path: Path) -> None:

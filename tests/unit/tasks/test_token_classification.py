@@ -310,7 +310,7 @@ def test_the_text_model_in_the_server_gives_the_same_spans(
     fake.PreferredMemory, fake.TRITONSERVER_MEMORY_CPU = (lambda memory: memory), "CPU"
     monkeypatch.setitem(sys.modules, "triton_python_backend_utils", fake)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    for name in ("text_model", "logits_model", "words", "spans"):
+    for name in ("text_model", "message_model", "logits_model", "ranking", "words", "spans"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     main, *beside = TASK.entry()
     shutil.copy(main, tmp_path / "model.py")
@@ -336,5 +336,5 @@ def test_the_text_model_in_the_server_gives_the_same_spans(
     failed, right = entry.execute([Request(texts[0]), Request(texts[far])])
     assert failed.error == "no"
     assert TASK.served_answers(right) == [expected[far]]
-    for name in ("text_model", "logits_model", "words", "spans"):
+    for name in ("text_model", "message_model", "logits_model", "ranking", "words", "spans"):
         sys.modules.pop(name, None)

@@ -17,7 +17,8 @@ from transformers import AutoModel, AutoTokenizer
 from deploykit.errors import ModelError, TrainingError
 from deploykit.events import Progress
 from deploykit.recipe import Pretrain, load_recipe
-from deploykit.train.pretrain import check_pretrainable, masking_collator, pretrain
+from deploykit.train.hidden_words import check_pretrainable, masking_collator
+from deploykit.train.pretrain import pretrain
 from deploykit.train.rows import NO_LABEL
 
 SETTINGS = Pretrain(epochs=2, learning_rate=2e-3, freeze_embeddings=False)
@@ -165,3 +166,59 @@ def test_a_fine_tuning_goes_on_from_it_and_a_second_one_finds_it(
     plain = make_plan(load_recipe(recipe, ["pretrain.epochs=0"]), Path())
     assert "pretrain" not in [step.stage for step in plain.steps]
     assert "pretrain" not in plain.step("finetune").parents
+
+
+def test_patches_of_images_are_hidden_and_painted_and_the_encoder_is_fine_tuned(tmp_path: Path) -> None:
+    from deploykit.data.dataset import LabelledData
+    from deploykit.data.png import data_url, png_of
+    from deploykit.data.table import Table
+    from deploykit.recipe import Finetune
+    from deploykit.runners.checkpoint import resolve_or_error
+    from deploykit.tasks import find_task
+    from deploykit.tasks.images import IMAGES
+    from deploykit.train.finetune import finetune
+
+    rng = np.random.default_rng(0)
+    slopes = rng.integers(0, 30, (48, 2))
+    images = tuple(
+        data_url(png_of(np.add.outer(np.arange(8) * down, np.arange(8) * right).clip(0, 255).astype(np.uint8)))
+        for down, right in slopes
+    )
+    start = resolve_or_error("sample:digits_vit", tmp_path)
+    settings = Pretrain(epochs=4, learning_rate=2e-3, masked=0.5, batch_size=16)
+    result = pretrain(
+        start, images[:40], images[40:], settings, tmp_path / "out", workspace=tmp_path / "work", medium=IMAGES
+    )
+    assert result.loss < 0.8 * result.loss_before
+    read = load_file(tmp_path / "out" / "model.safetensors")
+    assert not any("decoder" in name for name in read)
+    labels = tuple("steep" if down > right else "flat" for down, right in slopes)
+    table = Table("toy", images, labels, tuple(range(48)))
+    tuned = tmp_path / "tuned"
+    data = LabelledData(table, table, table, ("flat", "steep"))
+    head = Finetune(epochs=1, strategy="head")
+    finetune(tmp_path / "out", data, head, find_task("image-classification"), tuned, workspace=tmp_path / "tuning")
+    kept = load_file(tuned / "model.safetensors")
+    shared = [name for name in kept if name.startswith("vit.")]
+    assert len(shared) > 20
+    assert all(torch.equal(kept[name], read[name.removeprefix("vit.")]) for name in shared)
+
+
+def test_as_many_patches_are_hidden_as_asked_for_and_the_same_ones_by_a_seed() -> None:
+    from deploykit.train.hidden_patches import hiding_collator
+
+    rows = [{"pixel_values": np.zeros((3, 8, 8), np.float32)} for _ in range(200)]
+    hidden = hiding_collator(16, 0.6, seed=3)(rows)["labels"]
+    assert (hidden.sum(dim=1) == 10).all()
+    assert hidden.float().mean(dim=0).numpy() == pytest.approx(np.full(16, 10 / 16), abs=0.15)
+    assert torch.equal(hidden, hiding_collator(16, 0.6, seed=3)(rows)["labels"])
+    assert (hiding_collator(4, 0.99, seed=3)(rows)["labels"].sum(dim=1) == 3).all()
+
+
+def test_an_encoder_that_sees_no_patches_is_refused(tmp_path: Path) -> None:
+    from deploykit.runners.checkpoint import resolve_or_error
+    from deploykit.tasks.images import IMAGES
+
+    start = resolve_or_error("sample:digits_resnet", tmp_path)
+    with pytest.raises(ModelError, match="no masked autoencoder is known for a model of kind resnet"):
+        pretrain(start, ["a", "b"], ["c"], SETTINGS, tmp_path / "out", workspace=tmp_path / "work", medium=IMAGES)

@@ -1,0 +1,194 @@
+"""PNG files to pixels and back, with numpy and zlib alone: the same code in this process and inside of Triton.
+
+It is copied into a package beside `model.py`. Written from the PNG specification (third edition, W3C 2025): every
+colour type and bit depth, interlaced or not; checksums are held to, what colours mean (gamma, profiles) is not read.
+"""
+
+from __future__ import annotations
+
+__all__ = ["MOST_BYTES", "MOST_PIXELS", "data_url", "file_of_url", "png_of", "png_pixels", "png_size"]
+
+import base64
+import binascii
+import struct
+import zlib
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+MOST_BYTES = 32 << 20
+"""The largest file that is taken."""
+MOST_PIXELS = 1 << 24
+"""The most pixels that a file may say that it holds: a few bytes can stand for gigabytes."""
+
+_URL = "data:image/png;base64,"
+_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+_DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
+_WHOLE = ((0, 0, 1, 1),)
+_ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+"""The passes of an interlaced file: first column and row, steps between columns and rows (section 8.2)."""
+
+
+def png_size(data: bytes) -> tuple[int, int]:
+    """Height and width in pixels; ValueError says why the bytes are no PNG that is taken."""
+    width, height, *_ = _header(data)
+    return height, width
+
+
+def png_pixels(data: bytes) -> NDArray[np.uint8]:
+    """The pixels of a PNG file, uint8 [height, width, 3]: grey three times, no transparency, 16 bits cut to 8.
+
+    ValueError says what is wrong with the bytes.
+    """
+    width, height, depth, colour, interlaced = _header(data)
+    chunks = list(_chunks(data))
+    palette = next((content for kind, content in chunks if kind == b"PLTE"), b"")
+    if colour == 3 and (not palette or len(palette) % 3):
+        raise ValueError("a PNG with a palette that has none, or a damaged one")
+    channels = _CHANNELS[colour]
+    passes = [
+        (left, top, right, down, -(-(width - left) // right), -(-(height - top) // down))
+        for left, top, right, down in (_ADAM7 if interlaced else _WHOLE)
+        if width > left and height > top
+    ]
+    strides = [-(-columns * channels * depth // 8) for *_, columns, _ in passes]
+    stream = _inflated(
+        b"".join(content for kind, content in chunks if kind == b"IDAT"),
+        sum(rows * (1 + stride) for (*_, rows), stride in zip(passes, strides, strict=True)),
+    )
+    values = np.zeros((height, width, channels), dtype=np.uint8)
+    begin = 0
+    for (left, top, right, down, columns, rows), stride in zip(passes, strides, strict=True):
+        lines = np.frombuffer(stream, np.uint8, rows * (1 + stride), begin).reshape(rows, 1 + stride)
+        begin += lines.size
+        plain = _unfiltered(lines[:, 1:], lines[:, 0], max(1, channels * depth // 8))
+        values[top::down, left::right] = _samples(plain, depth, columns * channels).reshape(rows, columns, channels)
+    if colour == 3:
+        colours = np.frombuffer(palette, np.uint8).reshape(-1, 3)
+        if int(values.max()) >= len(colours):
+            raise ValueError("a PNG with a colour that its palette lacks")
+        return colours[values[:, :, 0]]
+    if depth < 8:
+        values = values * np.uint8(255 // ((1 << depth) - 1))
+    return np.repeat(values[:, :, :1], 3, axis=2) if channels < 3 else np.ascontiguousarray(values[:, :, :3])
+
+
+def png_of(pixels: NDArray[np.uint8]) -> bytes:
+    """A PNG file of pixels, uint8 [height, width] in grey or [height, width, 3]."""
+    height, width = pixels.shape[:2]
+    rows = pixels.reshape(height, -1)
+    lines = np.concatenate([np.zeros((height, 1), np.uint8), rows], axis=1)
+    head = struct.pack(">IIBBBBB", width, height, 8, 0 if pixels.ndim == 2 else 2, 0, 0, 0)
+    parts = ((b"IHDR", head), (b"IDAT", zlib.compress(lines.tobytes(), 9)), (b"IEND", b""))
+    return _SIGNATURE + b"".join(
+        struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        for kind, content in parts
+    )
+
+
+def data_url(data: bytes) -> str:
+    """A file as a data URL (RFC 2397)."""
+    return _URL + base64.b64encode(data).decode("ascii")
+
+
+def file_of_url(url: str) -> bytes:
+    """The file in a data URL; ValueError says why there is none."""
+    if not url.startswith(_URL):
+        raise ValueError(f"no image: it does not begin with {_URL}")
+    try:
+        return base64.b64decode(url[len(_URL) :], validate=True)
+    except binascii.Error as error:
+        raise ValueError(f"no base64: {error}") from error
+
+
+def _header(data: bytes) -> tuple[int, int, int, int, int]:
+    """Width, height, bit depth, colour type and interlacing."""
+    if len(data) > MOST_BYTES:
+        raise ValueError(f"{len(data)} bytes, at most {MOST_BYTES} are taken")
+    if not data.startswith(_SIGNATURE):
+        raise ValueError("no PNG: it does not begin as one")
+    if len(data) < 33 or data[8:16] != b"\0\0\0\rIHDR":
+        raise ValueError("a PNG that ends in its header, or has none")
+    width, height, depth, colour, packing, filtering, interlaced = struct.unpack(">IIBBBBB", data[16:29])
+    if not width or not height or depth not in _DEPTHS.get(colour, ()) or packing or filtering or interlaced > 1:
+        raise ValueError("a PNG whose header says what no PNG has")
+    if width * height > MOST_PIXELS:
+        raise ValueError(f"{width} x {height} pixels, at most {MOST_PIXELS} are taken")
+    return width, height, depth, colour, interlaced
+
+
+def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Kind and content of each chunk up to the last."""
+    begin = len(_SIGNATURE)
+    while True:
+        if begin + 12 > len(data):
+            raise ValueError("a PNG that ends too early")
+        (length,) = struct.unpack_from(">I", data, begin)
+        end = begin + 8 + length
+        if end + 4 > len(data):
+            raise ValueError("a PNG that ends too early")
+        kind = data[begin + 4 : begin + 8]
+        if zlib.crc32(data[begin + 4 : end]) != struct.unpack_from(">I", data, end)[0]:
+            raise ValueError(f"a damaged PNG: its part {kind.decode('latin-1')!r} has another checksum")
+        if kind == b"IEND":
+            return
+        yield kind, data[begin + 8 : end]
+        begin = end + 4
+
+
+def _inflated(packed: bytes, size: int) -> bytes:
+    """Exactly `size` bytes from a zlib stream, and never more in memory."""
+    inflater = zlib.decompressobj()
+    try:
+        plain = inflater.decompress(packed, size)
+    except zlib.error as error:
+        raise ValueError(f"a damaged PNG: {error}") from error
+    if len(plain) < size:
+        raise ValueError("a PNG with fewer pixels than its header says")
+    return plain
+
+
+def _unfiltered(lines: NDArray[np.uint8], filters: NDArray[np.uint8], step: int) -> NDArray[np.uint8]:
+    """The bytes of each line before it was filtered (section 9.2), uint8 [rows, bytes].
+
+    A byte depends on those to its left, above, and above to the left. So what has the same row + column is computed at
+    once: as many steps as the two sides have together.
+
+    Args:
+        lines: as they are in the file.
+        filters: of each line.
+        step: bytes to the value at the left: those of a pixel, 1 at least.
+    """
+    if filters.max(initial=0) > 4:
+        raise ValueError(f"a damaged PNG: the filter {filters.max()} does not exist")
+    if not filters.any():
+        return lines
+    rows, count = len(lines), lines.shape[1] // step
+    given = lines.reshape(rows, count, step).astype(np.int16)
+    found = np.zeros((rows + 1, count + 1, step), dtype=np.int16)
+    kinds = filters[:, np.newaxis]
+    for diagonal in range(rows + count - 1):
+        y = np.arange(max(0, diagonal - count + 1), min(rows, diagonal + 1))
+        x = diagonal - y
+        left, above, corner = found[y + 1, x], found[y, x + 1], found[y, x]
+        towards = left + above - corner
+        to_left, to_above, to_corner = abs(towards - left), abs(towards - above), abs(towards - corner)
+        nearest = np.where(to_above <= to_corner, above, corner)
+        nearest = np.where((to_left <= to_above) & (to_left <= to_corner), left, nearest)
+        guess = np.choose(kinds[y], (np.zeros_like(left), left, above, (left + above) >> 1, nearest))
+        found[y + 1, x + 1] = (given[y, x] + guess) & 255
+    return found[1:, 1:].reshape(rows, -1).astype(np.uint8)
+
+
+def _samples(lines: NDArray[np.uint8], depth: int, count: int) -> NDArray[np.uint8]:
+    """The `count` values in each line: uint8 [rows, count], of 16 bits the upper ones."""
+    if depth == 8:
+        return lines
+    if depth == 16:
+        return lines[:, ::2]
+    bits = np.unpackbits(lines, axis=1).reshape(len(lines), -1, depth)
+    weights = (1 << np.arange(depth - 1, -1, -1)).astype(np.uint8)
+    values: NDArray[np.uint8] = (bits @ weights)[:, :count]
+    return values
