@@ -33,10 +33,13 @@ class Finetune(Section):
         "lokr",
         "oft",
         "layer_norm",
+        "prompt",
+        "p_tuning",
     ] = Field(
         default="full",
         description="What is trained: all layers; the head; the upper layers; the head first and a layer more at a "
-        "time; all biases; the normalizations; or an adapter of peft beside the head, which is merged in the end.",
+        "time; all biases; the normalizations; an adapter of peft beside the head, which is merged in the end; or "
+        "virtual tokens in front of every message, by themselves or through a small network (p_tuning).",
     )
     loss: Literal["auto", "cross_entropy", "contrastive"] = Field(
         default="auto",
@@ -51,6 +54,9 @@ class Finetune(Section):
     adapter_rank: Count = Field(default=8, description="Rank of the matrices of an adapter (IA3 has none).")
     adapter_alpha: Count = Field(default=16, description="Scale of an adapter; over its rank it multiplies.")
     adapter_dropout: float = Field(default=0.0, ge=0, lt=1, description="Dropout in front of LoRA's matrices.")
+    prompt_tokens: Annotated[int, Field(ge=1, le=512)] = Field(
+        default=16, description="Virtual tokens of the strategies prompt and p_tuning; each costs time when served."
+    )
     batch_size: Count = Field(default=32, description="Rows in a batch, on each device.")
     gradient_accumulation: Count = Field(default=1, description="Batches that make one step of the optimizer.")
     max_length: int = Field(default=128, ge=4, le=INT32_MAX, description="Tokens that a message is truncated to.")
@@ -114,6 +120,10 @@ class Finetune(Section):
                        if getattr(self, name) != type(self).model_fields[name].default]  # fmt: skip
             if strange:
                 raise ValueError(f"a teacher's answers leave no room for {', '.join(strange)}: leave out one of both")
+            if self.strategy in ("prompt", "p_tuning"):
+                raise ValueError(
+                    f"the teacher does not know the virtual tokens of {self.strategy}: leave out one of both"
+                )
         if self.gradient_checkpointing and self.adversarial:
             raise ValueError("adversarial needs the embeddings' slope, which gradient_checkpointing drops: use one")
         return self

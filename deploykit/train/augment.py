@@ -121,28 +121,29 @@ def with_neighbours(
 
 
 def altered_rows(
-    rows: Sequence[Sequence[int]], neighbours: NDArray[np.int64], copies: int, seed: int
+    rows: Sequence[Sequence[int]], neighbours: NDArray[np.int64], copies: int, seed: int, lead: int = 1
 ) -> list[list[int]]:
     """So many altered copies of each row.
 
     Args:
-        rows: token ids with one special token at the start and one at the end.
+        rows: token ids with special tokens at the start and one at the end.
         neighbours: [pieces, k], what may stand for a piece; a piece without any has itself.
         copies: for each row.
         seed: of every choice.
+        lead: special tokens at the start.
     """
     random = np.random.default_rng(seed)
     found = []
     for _ in range(copies):
         partners = random.permutation(len(rows))
         for number, row in enumerate(rows):
-            inner = list(row[1:-1])
+            inner = list(row[lead:-1])
             if random.random() < _JOIN:
-                other = rows[partners[number]][1:-1]
+                other = rows[partners[number]][lead:-1]
                 start = inner[: int(random.integers(1, len(inner) + 1))] if inner else []
                 inner = [*start, *other[int(random.integers(0, len(other))) if other else 0 :]]
-                inner = inner[: max(len(row), len(rows[partners[number]])) - 2]
-            found.append([row[0], *_shaken(inner, neighbours, random), row[-1]])
+                inner = inner[: max(len(row), len(rows[partners[number]])) - lead - 1]
+            found.append([*row[:lead], *_shaken(inner, neighbours, random), row[-1]])
     return found
 
 

@@ -29,6 +29,7 @@ from deploykit.train.heads import Fitting
 from deploykit.train.lesson import Lesson, taught, unlabelled_rows
 from deploykit.train.objective import chosen_loss, objective_from_settings
 from deploykit.train.processes import is_main_process, on_cpu, processes
+from deploykit.train.prompt import PROMPTS, fold_prompt, learn_prompt
 from deploykit.train.rounding import first_rounded_step, int8_rounding
 from deploykit.train.rows import Row, padding_collator, training_rows
 from deploykit.train.strategy import (
@@ -123,6 +124,8 @@ def finetune(
         set_seed(seed)
         tokenizer = fast_tokenizer(model, settings.max_length)
         network = _network(model, data.label_names, settings, task, loss, trust_pickle=trust_pickle)
+        if settings.strategy in PROMPTS:
+            tokenizer = learn_prompt(network, tokenizer, settings, data.label_names, max_length_from_folder(model))
         splits = _splits(tokenizer, network, data, settings, task, seed)
         epochs = settings.epochs
         if lesson is not None:
@@ -187,10 +190,7 @@ def finetune(
             fitting.finish()
         metrics = _final_metrics(trainer, network, splits["validation"], task, data.label_names)
         trainable, count = trained_shares(list(network.parameters()))
-        network = network if adapter is None else adapter.merged()
-        if trainer.is_world_process_zero():
-            for each in (network.float(), tokenizer):
-                each.save_pretrained(out)
+        _save(trainer, network if adapter is None else adapter.merged(), tokenizer, out)
     return FinetuneResult(
         metrics=metrics,
         steps=trainer.state.global_step,
@@ -216,6 +216,13 @@ def _computing(trainer: Any, network: Any, settings: Finetune, total: int, round
         if cheap:
             stack.enter_context(cheap_dropout())
         yield
+
+
+def _save(trainer: Any, network: Any, tokenizer: Any, out: Path) -> None:
+    fold_prompt(network)
+    if trainer.is_world_process_zero():
+        for part in (network.float(), tokenizer):
+            part.save_pretrained(out)
 
 
 _DROPOUTS = (

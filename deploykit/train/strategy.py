@@ -85,6 +85,8 @@ def freeze(network: Any, settings: Finetune) -> None:
             return "pooler" in name if layer is None else layer >= depth - layers
         return {
             "head": False,
+            "prompt": False,
+            "p_tuning": False,
             "bias": name.endswith("bias"),  # BitFit (Ben Zaken et al. 2022)
             "layer_norm": value in norms,
         }.get(settings.strategy, value not in embeddings)
