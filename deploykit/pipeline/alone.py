@@ -13,7 +13,6 @@ __all__ = [
 ]
 
 import contextlib
-import dataclasses
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -400,5 +399,4 @@ def _columns(columns: tuple[str, LabelColumns | None], task: str) -> Columns:
 
 def _rows(data: LabelledData) -> list[JsonValue]:
     """What a key says of the rows to train on and to watch."""
-    tables = [dataclasses.asdict(table) for table in (data.train, data.validation)]
-    return [list(table[part] or ()) for table in tables for part in ("texts", "labels")]
+    return [data.train.digest(), data.validation.digest()]

@@ -13,6 +13,7 @@ from typing import Any
 
 from deploykit.artifacts.store import Draft
 from deploykit.data.dataset import load_data
+from deploykit.data.kept import write_table, write_texts
 from deploykit.data.suspects import find_suspects
 from deploykit.events import Warn
 from deploykit.export.compatibility import preflight
@@ -40,9 +41,9 @@ def _make_data(context: Context, draft: Draft) -> str:
     recipe = context.recipe
     data, report = load_data(recipe.data, recipe.seed, context.base, context.task.label_form(recipe.data.label))
     for part in ("train", "validation", "test"):
-        _write_json(draft.path / f"{part}.json", dataclasses.asdict(getattr(data, part)))
+        write_table(draft.path / f"{part}.jsonl", getattr(data, part))
     _write_json(draft.path / "labels.json", list(data.label_names))
-    _write_json(draft.path / "unlabelled.json", list(data.unlabelled))
+    write_texts(draft.path / "unlabelled.jsonl", data.unlabelled)
     _write_json(draft.path / "report.json", dataclasses.asdict(report))
     looked = {name: find_suspects(table, recipe.seed) for name, table in (("train", data.train), ("test", data.test))}
     draft.info["suspects"] = json.loads(json.dumps({name: dataclasses.asdict(each) for name, each in looked.items()}))
@@ -219,7 +220,7 @@ def _make_parity(context: Context, draft: Draft) -> str:
 
 
 CACHED_STAGES: Mapping[Stage, CachedStage] = {
-    "data": CachedStage(_make_data, ("train.json", "validation.json", "test.json", "labels.json")),
+    "data": CachedStage(_make_data, ("train.jsonl", "validation.jsonl", "test.jsonl", "labels.json")),
     "pretrain": CachedStage(_make_pretrain, ("model.safetensors", "config.json", "tokenizer.json")),
     "finetune": CachedStage(_make_finetune, ("model.safetensors", "config.json", "tokenizer.json")),
     "index": CachedStage(_make_index, ("model.safetensors", "config.json", "tokenizer.json")),

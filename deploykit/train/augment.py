@@ -10,13 +10,14 @@ from __future__ import annotations
 __all__ = ["altered_rows", "altered_texts", "labelled_copies", "nearest_pieces", "with_neighbours"]
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deploykit.data.dataset import LabelledData
+from deploykit.data.spill import gathered_texts
 from deploykit.errors import TrainingError
 from deploykit.recipe import Finetune
 from deploykit.tasks import Task
@@ -34,7 +35,7 @@ _LETTERS = re.compile(r"[^\W\d_]{4,}")
 
 def labelled_copies(
     rows: Sequence[Row], data: LabelledData, settings: Finetune, task: Task, tokenizer: Any, network: Any, seed: int
-) -> list[Row]:
+) -> Iterator[Row]:
     """Altered copies of the training rows, which keep their labels.
 
     Args:
@@ -58,20 +59,18 @@ def labelled_copies(
     if "synonyms" in settings.augment:
         used = sorted({piece for row in rows for piece in row["input_ids"]})
         nearest = nearest_pieces(network.get_input_embeddings().weight.detach(), used, tokenizer.all_special_ids)
-    found: list[Row] = []
+    labels, names = data.train.labels or (), data.label_names
     for copy in range(settings.augment_copies):
-        made = list(rows)
+        made: Iterable[Row] = rows
         if in_text:
-            altered = altered_texts(data.train.texts, in_text, [seed, copy])
-            made = training_rows(tokenizer, network, altered, task, data.train.labels or (), data.label_names)
-        if nearest is not None:
-            ids = with_neighbours([row["input_ids"] for row in made], nearest, [seed, copy])
-            made = [row | {"input_ids": each} for row, each in zip(made, ids, strict=True)]
-        found += made
-    return found
+            texts = altered_texts(data.train.texts, in_text, [seed, copy])
+            made = training_rows(tokenizer, network, texts, task, labels, names)
+        random = np.random.default_rng([seed, copy])
+        for row in made:
+            yield row if nearest is None else row | {"input_ids": with_neighbours(row["input_ids"], nearest, random)}
 
 
-def altered_texts(texts: Sequence[str], kinds: Collection[str], seed: Sequence[int]) -> list[str]:
+def altered_texts(texts: Sequence[str], kinds: Collection[str], seed: Sequence[int]) -> Sequence[str]:
     """A copy of each message that still says the same.
 
     Args:
@@ -81,7 +80,7 @@ def altered_texts(texts: Sequence[str], kinds: Collection[str], seed: Sequence[i
         seed: of every choice.
     """
     random = np.random.default_rng(seed)
-    found = []
+    found = gathered_texts()
     for text in texts:
         altered, words = text, text.split()
         if "word_dropout" in kinds and words:
@@ -91,7 +90,7 @@ def altered_texts(texts: Sequence[str], kinds: Collection[str], seed: Sequence[i
         if "typos" in kinds:
             altered = _LETTERS.sub(lambda word: _slip(word[0], random) if random.random() < _SLIP else word[0], altered)
         found.append(altered)
-    return found
+    return found.done()
 
 
 def _slip(word: str, random: np.random.Generator) -> str:
@@ -100,23 +99,17 @@ def _slip(word: str, random: np.random.Generator) -> str:
     return (before + after[0] + letter + after[1:], before + after, before + 2 * letter + after)[random.integers(3)]
 
 
-def with_neighbours(
-    rows: Sequence[Sequence[int]], neighbours: NDArray[np.int64], seed: Sequence[int]
-) -> list[list[int]]:
-    """The rows with a tenth of the pieces replaced by one of their neighbours: as long, piece by piece.
+def with_neighbours(row: Sequence[int], neighbours: NDArray[np.int64], random: np.random.Generator) -> list[int]:
+    """A row with a tenth of the pieces replaced by one of their neighbours: as long, piece by piece.
 
     Args:
-        rows: token ids.
+        row: token ids.
         neighbours: [pieces, k], as `nearest_pieces` gives them.
-        seed: of every choice.
+        random: what every choice is drawn from.
     """
-    random = np.random.default_rng(seed)
     return [
-        [
-            int(neighbours[piece, random.integers(0, neighbours.shape[1])]) if random.random() < _LIKE else int(piece)
-            for piece in row
-        ]
-        for row in rows
+        int(neighbours[piece, random.integers(0, neighbours.shape[1])]) if random.random() < _LIKE else int(piece)
+        for piece in row
     ]
 
 

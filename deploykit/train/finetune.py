@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from deploykit.data.dataset import LabelledData
+from deploykit.data.spill import Gathering, taken
+from deploykit.data.table import Table
 from deploykit.errors import TrainingError
 from deploykit.events import Listener, Note, ignore
 from deploykit.recipe import Finetune
@@ -31,7 +33,7 @@ from deploykit.train.objective import chosen_loss, objective_from_settings
 from deploykit.train.processes import is_main_process, on_cpu, processes
 from deploykit.train.prompt import PROMPTS, fold_prompt, learn_prompt
 from deploykit.train.rounding import first_rounded_step, int8_rounding
-from deploykit.train.rows import Row, padding_collator, training_rows
+from deploykit.train.rows import Row, gathered_rows, padding_collator, training_rows
 from deploykit.train.strategy import (
     ADAPTERS,
     Adapter,
@@ -130,7 +132,7 @@ def finetune(
         epochs = settings.epochs
         if lesson is not None:
             labelled = len(splits["train"])
-            splits["train"] += unlabelled_rows(lesson, tokenizer, network, task, splits["train"])
+            splits["train"] = [*splits["train"], *unlabelled_rows(lesson, tokenizer, network, task, splits["train"])]
             epochs *= labelled / len(splits["train"])
         steps_per_epoch = math.ceil(
             len(splits["train"]) / (settings.batch_size * settings.gradient_accumulation * processes().num_processes)
@@ -247,16 +249,19 @@ def fast_tokenizer(model: Path, max_length: int) -> Any:
 
 def _splits(
     tokenizer: Any, network: Any, data: LabelledData, settings: Finetune, task: Task, seed: int
-) -> dict[str, list[Row]]:
+) -> dict[str, Sequence[Row]]:
     """The rows to train on, behind them their altered copies, and those to watch."""
-    splits = {
-        name: training_rows(tokenizer, network, table.texts, task, table.labels or (), data.label_names)
-        for name, table in (("train", data.train), ("validation", data.validation))
-    }
-    splits["validation"].sort(key=lambda row: len(row["input_ids"]))  # batches of like lengths pad little
+
+    def gathered(table: Table) -> Gathering[Row]:
+        found = gathered_rows()
+        found.extend(training_rows(tokenizer, network, table.texts, task, table.labels or (), data.label_names))
+        return found
+
+    train, watched = gathered(data.train), gathered(data.validation).done()
     if settings.augment:
-        splits["train"] += labelled_copies(splits["train"], data, settings, task, tokenizer, network, seed)
-    return splits
+        train.extend(labelled_copies(train.done(), data, settings, task, tokenizer, network, seed))
+    order = sorted(range(len(watched)), key=[len(row["input_ids"]) for row in watched].__getitem__)
+    return {"train": train.done(), "validation": taken(watched, order)}  # batches of like lengths pad little
 
 
 def _network(

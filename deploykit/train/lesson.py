@@ -97,7 +97,7 @@ def taught(
 def unlabelled_rows(lesson: Lesson, tokenizer: Any, network: Any, task: Task, rows: Sequence[Row]) -> list[Row]:
     """Rows that only the teacher answers: messages without labels, and altered copies of all."""
     names = tuple(map(str, range(network.config.num_labels)))
-    found = training_rows(tokenizer, network, lesson.unlabelled, task, None, names) if lesson.unlabelled else []
+    found = list(training_rows(tokenizer, network, lesson.unlabelled, task, None, names))
     if lesson.copies:
         from deploykit.train.augment import altered_rows, nearest_pieces
 
