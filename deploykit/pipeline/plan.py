@@ -113,8 +113,10 @@ def make_plan(recipe: Recipe, base: Path, *, download: bool = True) -> Plan:
     files = {part: data_identity(data[part], base) for part in DATA_FILES if isinstance(data[part], str)}
     machine: dict[str, JsonValue] = {"instruction_set": instruction_set(), "cores": usable_cores()}
     model = resolve_model(recipe.model, base, download=download).identity
-    teacher = recipe.finetune.teacher
-    taught = {} if teacher is None else {"teacher": resolve_model(teacher, base, download=download).identity}
+    others = {key: getattr(recipe.finetune, key) for key in ("teacher", "translator", "translator_back")}
+    taught = {
+        key: resolve_model(name, base, download=download).identity for key, name in others.items() if name is not None
+    }
     task: dict[str, JsonValue] = {"task": recipe.task}
     settings: dict[Stage, dict[str, JsonValue]] = {
         "data": task

@@ -83,6 +83,7 @@ def _make_finetune(context: Context, draft: Draft) -> str:
     from deploykit.train.finetune import finetune
     from deploykit.train.lesson import lesson_from_teacher
     from deploykit.train.tracking import Tracking
+    from deploykit.train.translate import with_located_translators
 
     recipe, key = context.recipe, context.plan.step("finetune").key
     assert key is not None
@@ -97,7 +98,7 @@ def _make_finetune(context: Context, draft: Draft) -> str:
     result = finetune(
         location,
         context.data(),
-        recipe.finetune,
+        with_located_translators(recipe.finetune, context.base),
         context.task,
         draft.path,
         workspace=context.store.workspace("finetune", key),

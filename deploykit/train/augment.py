@@ -10,7 +10,7 @@ from __future__ import annotations
 __all__ = ["altered_rows", "altered_texts", "labelled_copies", "nearest_pieces", "with_neighbours"]
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,8 +34,9 @@ _LETTERS = re.compile(r"[^\W\d_]{4,}")
 
 
 def labelled_copies(
-    rows: Sequence[Row], data: LabelledData, settings: Finetune, task: Task, tokenizer: Any, network: Any, seed: int
-) -> Iterator[Row]:
+    rows: Sequence[Row], data: LabelledData, settings: Finetune, task: Task, tokenizer: Any, network: Any, seed: int,
+    translated: Callable[[int], Sequence[str]],
+) -> Iterator[Row]:  # fmt: skip
     """Altered copies of the training rows, which keep their labels.
 
     Args:
@@ -46,11 +47,12 @@ def labelled_copies(
         tokenizer: the model's.
         network: the model, whose embedding says what is alike.
         seed: of every choice.
+        translated: gives the training messages of a copy in other words (`back_translation`).
 
     Raises:
         TrainingError: the labels say where in the text something is, and the text would change.
     """
-    in_text = sorted({"typos", "word_dropout"} & set(settings.augment))
+    in_text = sorted({"typos", "word_dropout", "back_translation"} & set(settings.augment))
     if in_text and task.per_token:
         raise TrainingError(
             f"finetune.augment={','.join(in_text)} moves the words that {task.name} has labels for", "use synonyms"
@@ -63,7 +65,8 @@ def labelled_copies(
     for copy in range(settings.augment_copies):
         made: Iterable[Row] = rows
         if in_text:
-            texts = altered_texts(data.train.texts, in_text, [seed, copy])
+            texts = translated(copy) if "back_translation" in in_text else data.train.texts
+            texts = altered_texts(texts, in_text, [seed, copy])
             made = training_rows(tokenizer, network, texts, task, labels, names)
         random = np.random.default_rng([seed, copy])
         for row in made:

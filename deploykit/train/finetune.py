@@ -6,8 +6,9 @@ __all__ = ["FinetuneResult", "fast_tokenizer", "finetune"]
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,7 @@ from deploykit.train.strategy import (
 )
 from deploykit.train.tracking import Tracking, tracked
 from deploykit.train.trainer import NAN_HINT, interrupts, trainer_class, watching
+from deploykit.train.translate import back_translated
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,10 @@ def finetune(
         network = _network(model, data.label_names, settings, task, loss, trust_pickle=trust_pickle)
         if settings.strategy in PROMPTS:
             tokenizer = learn_prompt(network, tokenizer, settings, data.label_names, max_length_from_folder(model))
-        splits = _splits(tokenizer, network, data, settings, task, seed)
+        translated = partial(
+            back_translated, data.train.texts, settings, seed=seed, workspace=workspace, listener=listener
+        )
+        splits = _splits(tokenizer, network, data, settings, task, seed, translated)
         epochs = settings.epochs
         if lesson is not None:
             labelled = len(splits["train"])
@@ -248,8 +253,9 @@ def fast_tokenizer(model: Path, max_length: int) -> Any:
 
 
 def _splits(
-    tokenizer: Any, network: Any, data: LabelledData, settings: Finetune, task: Task, seed: int
-) -> dict[str, Sequence[Row]]:
+    tokenizer: Any, network: Any, data: LabelledData, settings: Finetune, task: Task, seed: int,
+    translated: Callable[[int], Sequence[str]],
+) -> dict[str, Sequence[Row]]:  # fmt: skip
     """The rows to train on, behind them their altered copies, and those to watch."""
 
     def gathered(table: Table) -> Gathering[Row]:
@@ -259,7 +265,7 @@ def _splits(
 
     train, watched = gathered(data.train), gathered(data.validation).done()
     if settings.augment:
-        train.extend(labelled_copies(train.done(), data, settings, task, tokenizer, network, seed))
+        train.extend(labelled_copies(train.done(), data, settings, task, tokenizer, network, seed, translated))
     order = sorted(range(len(watched)), key=[len(row["input_ids"]) for row in watched].__getitem__)
     return {"train": train.done(), "validation": taken(watched, order)}  # batches of like lengths pad little
 
