@@ -91,7 +91,7 @@ class Finetune(Section):
     )  # fmt: skip
     translator: Text | None = Field(
         default=None,
-        description="What back_translation translates with: a sequence-to-sequence model, as for `model`; absent: none.",
+        description="What back_translation translates with: a sequence-to-sequence model; absent: none.",
     )
     translator_back: Text | None = Field(
         default=None,

@@ -130,10 +130,10 @@ def finetune(
         network = _network(model, data.label_names, settings, task, loss, trust_pickle=trust_pickle)
         if settings.strategy in PROMPTS:
             tokenizer = learn_prompt(network, tokenizer, settings, data.label_names, max_length_from_folder(model))
-        translated = partial(
-            back_translated, data.train.texts, settings, seed=seed, workspace=workspace, listener=listener
-        )
-        splits = _splits(tokenizer, network, data, settings, task, seed, translated)
+        splits = _splits(
+            tokenizer, network, data, settings, task, seed,
+            partial(back_translated, data.train.texts, settings, seed=seed, workspace=workspace, listener=listener),
+        )  # fmt: skip
         epochs = settings.epochs
         if lesson is not None:
             labelled = len(splits["train"])

@@ -151,7 +151,7 @@ def test_a_model_that_has_to_be_told_its_languages_is_refused(
 @pytest.mark.parametrize(
     "wrong",
     [{"augment": ("back_translation",)}, {"translator": "a"}, {"translator_back": "a"}],
-    ids=lambda each: json.dumps(each),
+    ids=json.dumps,
 )
 def test_the_augmentation_and_its_models_are_named_together(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match="name both, or none"):
