@@ -2,8 +2,8 @@
 
     python benchmarks/large_data.py --rows 10000,100000,1000000 --save
 
-Each size is a process of its own. What counts is memory of the process itself (RssAnon of Linux): pages of files that it
-has mapped are the system's, which takes them back when it needs them.
+Each size is a process of its own. What counts is memory of the process itself (RssAnon of Linux): pages of files that
+it has mapped are the system's, which takes them back when it needs them.
 """
 
 from __future__ import annotations
