@@ -7,7 +7,7 @@ __all__ = [
 ]  # fmt: skip
 
 import inspect
-import marshal
+import pickle
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -65,7 +65,7 @@ def training_rows(
 
 def gathered_rows() -> Gathering[Row]:
     """A gathering of rows, which lie on disk where they are many."""
-    return Gathering(marshal.dumps, marshal.loads)  # of this process, for this process
+    return Gathering(pickle.dumps, pickle.loads)  # through an unnamed file of this process: nobody else writes it
 
 
 def unlabelled(ids: Sequence[int], task: Task, classes: int) -> int | list[int] | tuple[float, ...]:
