@@ -1,4 +1,4 @@
-"""The GPU path: bf16 fine-tuning with the 8-bit optimizer, fp16 ONNX on the CUDA provider, parity, latency.
+"""The GPU path: bf16 fine-tuning with the 8-bit optimizer, QLoRA, fp16 ONNX on the CUDA provider, parity, latency.
 
     make gpu-check        (needs torch with CUDA, onnxruntime-gpu, bitsandbytes: make setup EXTRAS=gpu,models)
 
@@ -8,6 +8,7 @@ Writes `benchmarks/results/gpu_check.json`. Where there is no GPU it says so and
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
@@ -25,6 +26,13 @@ from deploykit.runners import Target
 from deploykit.triton.embedded import unsupported_reason
 
 ROOT = Path(__file__).parents[1]
+QLORA = (
+    "finetune.strategy=lora",
+    "finetune.learning_rate=1e-3",
+    "finetune.quantized_base=nf4",
+    "finetune.optimizer=paged_adamw_8bit",
+)
+"""What a second model is fine-tuned by."""
 
 
 def main() -> int:
@@ -69,6 +77,12 @@ def main() -> int:
             blocks=5,
             listener=screen,
         )
+        qlora = load_recipe(options.recipe, [*settings, *QLORA, *options.overrides])
+        run_recipe(qlora, workspace=options.workspace, repository=options.repository, until="finetune", listener=screen)
+        key = make_plan(qlora, Path()).step("finetune").key
+        assert key is not None
+        manifest = options.workspace / "store" / "finetune" / key[:16] / "manifest.json"
+        learned = json.loads(manifest.read_text(encoding="utf-8"))["info"]
     base = timed["PyTorch eager fp16"].p50_ms
     figures = {
         "gpu": list(gpu_names()),
@@ -80,6 +94,7 @@ def main() -> int:
         "drop_upper_95": parity.drop_upper,
         "flips": parity.flips,
         "checks": {check.check: [check.outcome, check.figure, check.limit] for check in parity.checks},
+        "qlora": {name: learned[name] for name in ("metrics", "trainable", "parameters", "device", "precision")},
         "latency": {
             name: {
                 "p50_ms": samples.p50_ms,

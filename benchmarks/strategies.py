@@ -10,6 +10,7 @@ again to go on.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import resource
 import shutil
@@ -32,6 +33,7 @@ from deploykit.runners.checkpoint import resolve_or_error
 from deploykit.tasks import find_task
 from deploykit.train.finetune import finetune
 from deploykit.train.lesson import lesson_from_teacher
+from deploykit.train.translate import with_located_translators
 
 _ADAPTER: Final = {"learning_rate": 1e-3}
 WAYS: Final[Mapping[str, Mapping[str, Any]]] = {
@@ -49,6 +51,8 @@ WAYS: Final[Mapping[str, Mapping[str, Any]]] = {
     "LoHa": {"strategy": "loha", **_ADAPTER},
     "LoKr": {"strategy": "lokr", **_ADAPTER},
     "OFT": {"strategy": "oft", **_ADAPTER},
+    "prompt tuning": {"strategy": "prompt", "learning_rate": 3e-2},
+    "P-tuning": {"strategy": "p_tuning", **_ADAPTER},
     "layer norms": {"strategy": "layer_norm", "learning_rate": 1e-3},
     "label smoothing": {"label_smoothing": 0.1},
     "dropout 0.2": {"dropout": 0.2},
@@ -63,7 +67,14 @@ WAYS: Final[Mapping[str, Mapping[str, Any]]] = {
     "synonyms": {"augment": ("synonyms",)},
 }
 """Settings beside the defaults. Copies of the rows halve the epochs, so that the steps are the same."""
+WITH_BITSANDBYTES: Final[Mapping[str, Mapping[str, Any]]] = {
+    "QLoRA, NF4": {"strategy": "lora", "quantized_base": "nf4", **_ADAPTER},
+    "QLoRA, int8": {"strategy": "lora", "quantized_base": "int8", **_ADAPTER},
+    "8-bit AdamW": {"optimizer": "adamw_8bit"},
+}
+"""Left out where it is not installed."""
 TEACHER: Final = "distillation from a larger teacher"
+TRANSLATED: Final = "back-translation"
 
 
 def main() -> None:
@@ -77,13 +88,19 @@ def main() -> None:
     parser.add_argument("--epochs", type=float, default=10.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--teacher", help="a fine-tuned model of the same labels and pieces, for distillation")
+    parser.add_argument("--translator", nargs=2, metavar=("THERE", "BACK"), help="models for back-translation")
     parser.add_argument("--only", action="append", help="ways whose name holds this; may be repeated")
     parser.add_argument("--work", type=Path, required=True, help="keeps what is done")
     parser.add_argument("--once", help=argparse.SUPPRESS)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--save", action="store_true")
     options = parser.parse_args()
-    ways = {**WAYS, **({TEACHER: {"teacher": options.teacher}} if options.teacher else {})}
+    ways = {**WAYS, **(WITH_BITSANDBYTES if importlib.util.find_spec("bitsandbytes") else {})}
+    if options.teacher:
+        ways[TEACHER] = {"teacher": options.teacher}
+    if options.translator:
+        there, back = options.translator
+        ways[TRANSLATED] = {"augment": ("back_translation",), "translator": there, "translator_back": back}
     if options.once:
         print(json.dumps(train(options, ways[options.once])))
         return
@@ -114,7 +131,7 @@ def train(options: argparse.Namespace, way: Mapping[str, Any]) -> dict[str, Any]
     names = tuple(sorted(set(map(str, rows.labels or ()))))
     data = LabelledData(drawn, validation, test, names)
     epochs = options.epochs / (2 if "augment" in way else 1)
-    settings = Finetune(**{"epochs": epochs, **way})
+    settings = with_located_translators(Finetune(**{"epochs": epochs, **way}), Path())
     model = resolve_or_error(options.model, Path())
     lesson = None
     if settings.teacher is not None:

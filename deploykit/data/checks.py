@@ -8,6 +8,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from deploykit.data.labels import Label, classes_of, shown_label
 from deploykit.data.table import Table
 from deploykit.errors import DataError
@@ -110,7 +113,13 @@ def check_table(table: Table) -> TableReport:
 
 def leakage(seen: Sequence[Table], test: Table) -> Leakage:
     """The test rows whose text also stands in one of the tables seen before, upper and lower case and spaces aside."""
-    places = {_normalised(text): table.at(index) for table in seen for index, text in enumerate(table.texts)}
+    wanted = {_normalised(text) for text in test.texts}  # the shorter side: training rows may be too many for memory
+    places = {
+        known: table.at(index)
+        for table in seen
+        for index, text in enumerate(table.texts)
+        if (known := _normalised(text)) in wanted
+    }
     found = [index for index, text in enumerate(test.texts) if _normalised(text) in places]
     examples = (
         LeakedText(test.texts[index], places[_normalised(test.texts[index])], test.at(index))
@@ -121,13 +130,14 @@ def leakage(seen: Sequence[Table], test: Table) -> Leakage:
 
 def _described(table: Table) -> TableReport:
     classes = dict(sorted(Counter(name for label in _labels(table) for name in classes_of(label)).items()))
-    words = sorted(len(text.split()) for text in table.texts)
-    lengths = Lengths(words[0], words[len(words) // 2], words[int(0.95 * (len(words) - 1))], words[-1])
-    distinct = len({_normalised(text) for text in table.texts})
+    words = np.sort(np.fromiter((len(text.split()) for text in table.texts), dtype=np.int64, count=len(table)))
+    shares = (0, len(words) // 2, int(0.95 * (len(words) - 1)), -1)
+    lengths = Lengths(*(int(words[place]) for place in shares))
+    distinct = len(np.unique(_keys(table)))
     return TableReport(table.source, len(table), classes, lengths, len(table) - distinct)
 
 
-def _labels(table: Table) -> tuple[Label, ...]:
+def _labels(table: Table) -> Sequence[Label]:
     if table.labels is None:
         raise DataError(f"{table.source}: was read without labels")
     return table.labels
@@ -135,6 +145,11 @@ def _labels(table: Table) -> tuple[Label, ...]:
 
 def _normalised(text: str) -> str:
     return " ".join(text.casefold().split())
+
+
+def _keys(table: Table) -> NDArray[np.int64]:
+    """A number for each text, equal for texts that are equal but for case and spaces, and hardly ever for others."""
+    return np.fromiter((hash(_normalised(text)) for text in table.texts), dtype=np.int64, count=len(table))
 
 
 def _refuse_unknown_labels(table: Table, known: Mapping[str, int]) -> None:
@@ -163,9 +178,13 @@ def _conflicts(tables: Sequence[Table]) -> list[str]:
     """Texts that stand with more than one label."""
     first: dict[str, tuple[Label, str]] = {}
     found: dict[str, str] = {}
+    keys, counts = np.unique(np.concatenate([_keys(table) for table in tables]), return_counts=True)
+    repeated = set(keys[counts > 1].tolist())
     for table in tables:
         for index, (text, label) in enumerate(zip(table.texts, _labels(table), strict=True)):
             key = _normalised(text)
+            if hash(key) not in repeated:
+                continue
             known_label, known_at = first.setdefault(key, (label, table.at(index)))
             if label != known_label and key not in found:
                 ours, theirs = shown_label(known_label), shown_label(label)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ["LabelledData", "hold_out", "load_data", "load_training_data", "located"]
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 from deploykit.data.checks import DataReport, check_data, check_table
 from deploykit.data.labels import LabelForm, OneClass, classes_of
 from deploykit.data.readers import local_file, read_rows
+from deploykit.data.spill import gathered_texts
 from deploykit.data.splits import draw_per_class, split_validation
 from deploykit.data.table import Columns, Table
 from deploykit.errors import DataError
@@ -28,7 +30,7 @@ class LabelledData:
     validation: Table
     test: Table
     label_names: tuple[str, ...]
-    unlabelled: tuple[str, ...] = ()
+    unlabelled: Sequence[str] = ()
 
     def with_labels(self, names: Sequence[str]) -> LabelledData:
         """The rows of these labels, with the names as those of the model's outputs.
@@ -95,13 +97,14 @@ def load_data(
     return LabelledData(train, parts["validation"], parts["test"], label_names, unlabelled), report
 
 
-def _unlabelled(reference: str | None, columns: Columns, held_out: tuple[Table, ...]) -> tuple[str, ...]:
+def _unlabelled(reference: str | None, columns: Columns, held_out: tuple[Table, ...]) -> Sequence[str]:
     if reference is None:
         return ()
     known = {message for table in held_out for message in table.texts}
-    return tuple(
-        message for message in read_rows(reference, replace(columns, label=None)).texts if message not in known
-    )
+    found = gathered_texts()
+    messages = read_rows(reference, replace(columns, label=None)).texts
+    found.extend(message for message in messages if message not in known)
+    return found.done()
 
 
 def located(reference: str, base: Path) -> str:
@@ -147,4 +150,4 @@ def hold_out(train: Table, fraction: float, seed: int, part: str) -> tuple[Table
 
 def _classes(table: Table) -> list[str]:
     """What each row is counted under when rows are drawn: its class, or all of its classes together."""
-    return [" ".join(sorted(set(classes_of(label)))) for label in table.labels or ()]
+    return [sys.intern(" ".join(sorted(set(classes_of(label))))) for label in table.labels or ()]

@@ -85,4 +85,4 @@ def entries_from_columns(reference: str, text: str, label: str, answer: str | No
             raise DataError(f"{table.at(row)}: {name!r} has another answer above", "give each answer one text")
     if len(set(labels)) < 2:
         raise DataError(f"{table.source}: all entries have the label {labels[0]!r}", "two are needed at least")
-    return Entries(table.texts, tuple(labels), answers)
+    return Entries(tuple(table.texts), tuple(labels), answers)

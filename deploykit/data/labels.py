@@ -10,6 +10,7 @@ __all__ = [
 import json
 import math
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, TypeAlias
@@ -217,7 +218,7 @@ def shown_label(label: Label) -> str:
 def label_from_json(value: Any) -> Label:
     """A label as it was before it was written as JSON."""
     if isinstance(value, str):
-        return value
+        return sys.intern(value)  # there are few, and many rows
     if len(value) == 2 and isinstance(value[0], str) and isinstance(value[1], list):
         return MarkedMessage(value[0], tuple(Span(*each) for each in value[1]))
     if value and isinstance(value[0], str):

@@ -16,7 +16,7 @@ def split_validation(labels: Sequence[str], fraction: float, seed: int) -> tuple
     About `fraction` of the rows is held out, from each class in its proportion (largest remainders). Every class keeps
     at least one row to train on, so a class of one row is never held out; the held-out part may be empty.
     """
-    classes, class_of = np.unique(np.asarray(labels, dtype=object).astype(str), return_inverse=True)
+    classes, class_of = _numbered(labels)
     sizes = np.bincount(class_of, minlength=len(classes))
     random = np.random.default_rng(seed)
     counts = _held_out_counts(sizes, fraction, random)
@@ -29,10 +29,17 @@ def split_validation(labels: Sequence[str], fraction: float, seed: int) -> tuple
 
 def draw_per_class(labels: Sequence[str], count: int, seed: int) -> NDArray[np.int64]:
     """The indices of `count` rows of each class, ascending; all rows of a class that has no more. By the seed alone."""
-    classes, class_of = np.unique(np.asarray(labels, dtype=object).astype(str), return_inverse=True)
+    classes, class_of = _numbered(labels)
     random = np.random.default_rng(seed)
     drawn = [random.permutation(np.flatnonzero(class_of == index))[:count] for index in range(len(classes))]
     return np.sort(np.concatenate(drawn))
+
+
+def _numbered(labels: Sequence[str]) -> tuple[list[str], NDArray[np.int64]]:
+    """The classes in their order, and the number of each row's."""
+    classes = sorted(set(labels))
+    number = {name: place for place, name in enumerate(classes)}
+    return classes, np.fromiter((number[label] for label in labels), dtype=np.int64, count=len(labels))
 
 
 def _held_out_counts(sizes: NDArray[np.int64], fraction: float, random: np.random.Generator) -> NDArray[np.int64]:

@@ -26,6 +26,8 @@ _SURE, _DOUBTED = 0.5, 0.1
 """How likely another label has to be, and the own one at most, to be named."""
 _SAMPLED = 2000
 """Messages whose language is asked for."""
+_JUDGED = 50_000
+"""Rows whose label is judged: the words and pairs of words of more would not fit in memory."""
 _LEAST_WORDS = 4
 """Shorter messages say little about their language."""
 _RARE = 10
@@ -126,6 +128,8 @@ def find_suspects(table: Table, seed: int = 0, *, textual: bool = True) -> Suspe
         skipped.append("labels that look wrong: pip install 'deploykit[checks]'")
     else:
         wrong = _wrong_labels(table, labels, seed)
+        if len(labels) > _JUDGED:
+            skipped.append(f"labels that look wrong, but for {_JUDGED:,} of the {len(labels):,} rows")
     languages = None
     if textual and importlib.util.find_spec("py3langid") is None:
         skipped.append("languages: pip install 'deploykit[checks]'")
@@ -146,6 +150,10 @@ def _wrong_labels(table: Table, labels: Sequence[str], seed: int) -> list[LabelS
     """The labels that confident learning takes for wrong, the least self-confident first; of classes of two rows up."""
     counts = Counter(labels)
     judged = [index for index, label in enumerate(labels) if counts[label] >= 2]
+    if len(judged) > _JUDGED:
+        drawn = np.random.default_rng(seed).choice(len(judged), _JUDGED, replace=False)
+        counts = Counter(labels[judged[place]] for place in drawn)
+        judged = [judged[place] for place in sorted(drawn.tolist()) if counts[labels[judged[place]]] >= 2]
     names = sorted({labels[index] for index in judged})
     if len(names) < 2:
         return []
@@ -187,12 +195,13 @@ def _out_of_sample(texts: Sequence[str], numbers: NDArray[np.int64], classes: in
 
 def _languages(texts: Sequence[str], seed: int) -> dict[str, float]:
     """The share of each language, of the messages that are long enough to tell."""
-    telling = [text for text in texts if len(text.split()) >= _LEAST_WORDS]
-    if len(telling) > _SAMPLED:
-        chosen = np.random.default_rng(seed).choice(len(telling), _SAMPLED, replace=False)
-        telling = [telling[index] for index in chosen]
-    if not telling:
+    enough = (len(text.split()) >= _LEAST_WORDS for text in texts)
+    long = np.flatnonzero(np.fromiter(enough, dtype=np.bool_, count=len(texts)))
+    if len(long) > _SAMPLED:
+        long = long[np.random.default_rng(seed).choice(len(long), _SAMPLED, replace=False)]
+    if not len(long):
         return {}
+    telling = [texts[int(index)] for index in long]
     langid = importlib.import_module("py3langid.langid")
     identifier = langid.LanguageIdentifier.from_model_file(langid.MODEL_FILE, norm_probs=True)
     sure = [code for code, share in map(identifier.classify, telling) if share >= 0.95]

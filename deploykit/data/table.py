@@ -1,15 +1,18 @@
-"""Labelled messages in memory, each knowing the row that it came from."""
+"""Labelled messages, each knowing the row that it came from; many of them lie on disk, and not in memory."""
 
 from __future__ import annotations
 
-__all__ = ["Columns", "RawRow", "Table", "missing_column", "table_from_rows"]
+__all__ = ["Columns", "RawRow", "Table", "gathered_labels", "gathered_rows", "missing_column", "table_from_rows"]
 
+import hashlib
+import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from deploykit.data.labels import Label, LabelForm, OneClass, checked_text
+from deploykit.data.labels import Label, LabelForm, OneClass, checked_text, label_from_json
+from deploykit.data.spill import Gathering, gathered_texts, taken
 from deploykit.errors import DataError
 from deploykit.recipe.nearest import nearest
 
@@ -60,9 +63,9 @@ class Table:
     """
 
     source: str
-    texts: tuple[str, ...]
-    labels: tuple[Label, ...] | None
-    rows: tuple[int, ...]
+    texts: Sequence[str]
+    labels: Sequence[Label] | None
+    rows: Sequence[int]
     unit: Literal["line", "row"] = "row"
 
     def __len__(self) -> int:
@@ -76,11 +79,18 @@ class Table:
         """The table of these messages only, in this order."""
         return Table(
             source=self.source,
-            texts=tuple(self.texts[index] for index in indices),
-            labels=None if self.labels is None else tuple(self.labels[index] for index in indices),
-            rows=tuple(self.rows[index] for index in indices),
+            texts=taken(self.texts, indices),
+            labels=None if self.labels is None else taken(self.labels, indices),
+            rows=taken(self.rows, indices),
             unit=self.unit,
         )
+
+    def digest(self) -> str:
+        """The sha256 of the texts and labels in their order, in hexadecimal."""
+        found = hashlib.sha256()
+        for index, text in enumerate(self.texts):
+            found.update(json.dumps([text, self.labels[index] if self.labels else None]).encode())
+        return found.hexdigest()
 
 
 def table_from_rows(source: str, unit: Literal["line", "row"], columns: Columns, rows: Iterable[RawRow]) -> Table:
@@ -89,9 +99,8 @@ def table_from_rows(source: str, unit: Literal["line", "row"], columns: Columns,
     Raises:
         DataError: there are no rows, a text or label is blank, or one is of a kind that can't be used.
     """
-    numbers: list[int] = []
-    texts: list[str] = []
-    labels: list[Label] = []
+    numbers, texts, labels = gathered_rows(), gathered_texts(), gathered_labels()
+    count = 0
     form = columns.form
     blank: dict[str, list[int]] = {}
     for number, raw_text, raw_values in rows:
@@ -105,15 +114,26 @@ def table_from_rows(source: str, unit: Literal["line", "row"], columns: Columns,
         numbers.append(number)
         texts.append(text if columns.read is None or not text.strip() else _message(text, where, source, columns.read))
         labels.append(label)
+        count += 1
     for what, found in blank.items():
         named = ", ".join(map(str, found[:NAMED])) + (f" and {len(found) - NAMED} more" if len(found) > NAMED else "")
         raise DataError(
             f"{source}: {unit}{'s' if len(found) > 1 else ''} {named}: blank {what}",
             "fill or remove what is blank",
         )
-    if not texts:
+    if not count:
         raise DataError(f"{source}: has no rows")
-    return Table(source, tuple(texts), None if form is None else tuple(labels), tuple(numbers), unit)
+    return Table(source, texts.done(), None if form is None else labels.done(), numbers.done(), unit)
+
+
+def gathered_labels() -> Gathering[Label]:
+    """A gathering of labels."""
+    return Gathering(lambda label: json.dumps(label).encode(), lambda content: label_from_json(json.loads(content)))
+
+
+def gathered_rows() -> Gathering[int]:
+    """A gathering of the numbers of rows."""
+    return Gathering(lambda number: str(number).encode(), int)
 
 
 def _message(field: str, where: str, source: str, read: Callable[[str, Path], str]) -> str:

@@ -13,7 +13,6 @@ __all__ = [
 ]
 
 import contextlib
-import dataclasses
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -116,7 +115,9 @@ def finetune_alone(
     from deploykit.train.lesson import lesson_from_teacher
     from deploykit.train.processes import is_main_process
     from deploykit.train.tracking import Tracking
+    from deploykit.train.translate import with_located_translators
 
+    settings = with_located_translators(settings, Path())
     reference = resolve_model(model, Path())
     location = resolve_or_error(model, Path())
     data = load_training_data(train, validation, _columns(columns, task), seed)
@@ -127,6 +128,7 @@ def finetune_alone(
         teacher = resolve_or_error(settings.teacher, Path())
         lesson = lesson_from_teacher(settings, teacher, location, data.label_names)
         rows.append(dict(digest_tree(teacher)))
+    rows += [dict(digest_tree(Path(name))) for name in (settings.translator, settings.translator_back) if name]
     key = digest_json([reference.identity, settings.model_dump(mode="json"), task, seed, *rows])
     workspace = out.absolute().with_name(f"{out.name}.work") / key[:16]
     # Under torchrun one process writes; the others only train with it.
@@ -401,5 +403,4 @@ def _columns(columns: tuple[str, LabelColumns | None], task: str) -> Columns:
 
 def _rows(data: LabelledData) -> list[JsonValue]:
     """What a key says of the rows to train on and to watch."""
-    tables = [dataclasses.asdict(table) for table in (data.train, data.validation)]
-    return [list(table[part] or ()) for table in tables for part in ("texts", "labels")]
+    return [data.train.digest(), data.validation.digest()]

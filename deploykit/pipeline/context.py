@@ -11,8 +11,7 @@ from pathlib import Path
 
 from deploykit.artifacts.store import Artifact, Store
 from deploykit.data.dataset import LabelledData
-from deploykit.data.labels import label_from_json
-from deploykit.data.table import Table
+from deploykit.data.kept import read_table, read_texts
 from deploykit.events import Listener
 from deploykit.pipeline.plan import Plan
 from deploykit.recipe import Recipe
@@ -63,18 +62,5 @@ class Context:
 def data_from_artifact(folder: Path) -> LabelledData:
     """The data that the data stage wrote."""
     labels = tuple(json.loads((folder / "labels.json").read_text(encoding="utf-8")))
-    train, validation, test = (_table(folder / f"{part}.json") for part in ("train", "validation", "test"))
-    more = folder / "unlabelled.json"
-    unlabelled = tuple(json.loads(more.read_text(encoding="utf-8"))) if more.is_file() else ()
-    return LabelledData(train, validation, test, labels, unlabelled)
-
-
-def _table(path: Path) -> Table:
-    value = json.loads(path.read_text(encoding="utf-8"))
-    return Table(
-        value["source"],
-        tuple(value["texts"]),
-        tuple(map(label_from_json, value["labels"])),
-        tuple(value["rows"]),
-        value["unit"],
-    )
+    train, validation, test = (read_table(folder / f"{part}.jsonl") for part in ("train", "validation", "test"))
+    return LabelledData(train, validation, test, labels, read_texts(folder / "unlabelled.jsonl"))

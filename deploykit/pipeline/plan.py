@@ -29,7 +29,7 @@ from deploykit.runners.checkpoint import resolve_model
 from deploykit.tasks import is_of_texts
 
 _VERSION: Final[Mapping[Stage, int]] = {
-    "data": 1, "pretrain": 1, "finetune": 1, "index": 1, "prune": 1, "export": 2, "quantize": 4, "package": 3,
+    "data": 2, "pretrain": 1, "finetune": 1, "index": 1, "prune": 1, "export": 2, "quantize": 4, "package": 3,
     "parity": 2,
     "latency": 1, "publish": 1,
 }  # fmt: skip
@@ -118,8 +118,10 @@ def make_plan(recipe: Recipe, base: Path, *, download: bool = True) -> Plan:
     files = {part: _identity(data[part], base, recipe) for part in DATA_FILES if isinstance(data[part], str)}
     machine: dict[str, JsonValue] = {"instruction_set": instruction_set(), "cores": usable_cores()}
     model = resolve_model(recipe.model, base, download=download).identity
-    teacher = recipe.finetune.teacher
-    taught = {} if teacher is None else {"teacher": resolve_model(teacher, base, download=download).identity}
+    others = {key: getattr(recipe.finetune, key) for key in ("teacher", "translator", "translator_back")}
+    taught = {
+        key: resolve_model(name, base, download=download).identity for key, name in others.items() if name is not None
+    }
     task: dict[str, JsonValue] = {"task": recipe.task}
     settings: dict[Stage, dict[str, JsonValue]] = {
         "data": task

@@ -100,6 +100,7 @@ class Recovery:
                     "epochs": epochs,
                     "learning_rate": self.settings.learning_rate,
                     "strategy": "full",
+                    "quantized_base": "none",
                     "layer_decay": 1.0,
                     "augment": (),
                     "dropout": 0.0,

@@ -13,6 +13,7 @@ from typing import Any
 
 from deploykit.artifacts.store import Draft
 from deploykit.data.dataset import load_data
+from deploykit.data.kept import write_table, write_texts
 from deploykit.data.suspects import find_suspects
 from deploykit.events import Warn
 from deploykit.export.compatibility import preflight
@@ -45,9 +46,9 @@ def _make_data(context: Context, draft: Draft) -> str:
     columns = columns_of(task, recipe.data.text, task.label_form(recipe.data.label))
     data, report = load_data(recipe.data, recipe.seed, context.base, columns.form, columns.read)
     for part in ("train", "validation", "test"):
-        _write_json(draft.path / f"{part}.json", dataclasses.asdict(getattr(data, part)))
+        write_table(draft.path / f"{part}.jsonl", getattr(data, part))
     _write_json(draft.path / "labels.json", list(data.label_names))
-    _write_json(draft.path / "unlabelled.json", list(data.unlabelled))
+    write_texts(draft.path / "unlabelled.jsonl", data.unlabelled)
     _write_json(draft.path / "report.json", dataclasses.asdict(report))
     looked = {
         name: find_suspects(table, recipe.seed, textual=medium.textual)
@@ -91,6 +92,7 @@ def _make_finetune(context: Context, draft: Draft) -> str:
     from deploykit.train.finetune import finetune
     from deploykit.train.lesson import lesson_from_teacher
     from deploykit.train.tracking import Tracking
+    from deploykit.train.translate import with_located_translators
 
     recipe, key = context.recipe, context.plan.step("finetune").key
     assert key is not None
@@ -105,7 +107,7 @@ def _make_finetune(context: Context, draft: Draft) -> str:
     result = finetune(
         location,
         context.data(),
-        recipe.finetune,
+        with_located_translators(recipe.finetune, context.base),
         context.task,
         draft.path,
         workspace=context.store.workspace("finetune", key),
@@ -228,7 +230,7 @@ def _make_parity(context: Context, draft: Draft) -> str:
 
 
 CACHED_STAGES: Mapping[Stage, CachedStage] = {
-    "data": CachedStage(_make_data, ("train.json", "validation.json", "test.json", "labels.json")),
+    "data": CachedStage(_make_data, ("train.jsonl", "validation.jsonl", "test.jsonl", "labels.json")),
     "pretrain": CachedStage(_make_pretrain, ("model.safetensors", "config.json"), True),
     "finetune": CachedStage(_make_finetune, ("model.safetensors", "config.json"), True),
     "index": CachedStage(_make_index, ("model.safetensors", "config.json"), True),

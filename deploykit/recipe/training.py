@@ -33,10 +33,13 @@ class Finetune(Section):
         "lokr",
         "oft",
         "layer_norm",
+        "prompt",
+        "p_tuning",
     ] = Field(
         default="full",
         description="What is trained: all layers; the head; the upper layers; the head first and a layer more at a "
-        "time; all biases; the normalizations; or an adapter of peft beside the head, which is merged in the end.",
+        "time; all biases; the normalizations; an adapter of peft beside the head, which is merged in the end; or "
+        "virtual tokens in front of every message, by themselves or through a small network (p_tuning).",
     )
     loss: Literal["auto", "cross_entropy", "contrastive"] = Field(
         default="auto",
@@ -51,6 +54,14 @@ class Finetune(Section):
     adapter_rank: Count = Field(default=8, description="Rank of the matrices of an adapter (IA3 has none).")
     adapter_alpha: Count = Field(default=16, description="Scale of an adapter; over its rank it multiplies.")
     adapter_dropout: float = Field(default=0.0, ge=0, lt=1, description="Dropout in front of LoRA's matrices.")
+    quantized_base: Literal["none", "nf4", "int8"] = Field(
+        default="none",
+        description="How the frozen weights are stored while lora trains (QLoRA, by bitsandbytes); the result has them "
+        "written out in full, as rounded.",
+    )
+    prompt_tokens: Annotated[int, Field(ge=1, le=512)] = Field(
+        default=16, description="Virtual tokens of the strategies prompt and p_tuning; each costs time when served."
+    )
     batch_size: Count = Field(default=32, description="Rows in a batch, on each device.")
     gradient_accumulation: Count = Field(default=1, description="Batches that make one step of the optimizer.")
     max_length: int = Field(default=128, ge=4, le=INT32_MAX, description="Tokens that a message is truncated to.")
@@ -73,11 +84,19 @@ class Finetune(Section):
     adversarial: float = Field(
         default=0.0, ge=0, le=100, description="Length of the step on embeddings that harms most (FGM); 0: none."
     )
-    augment: tuple[Literal["typos", "word_dropout", "synonyms"], ...] = Field(
+    augment: tuple[Literal["typos", "word_dropout", "synonyms", "back_translation"], ...] = Field(
         default=(), strict=False,
         description="How copies of the training messages are altered: misspelt words, words left out, pieces replaced "
-        "by their neighbours in the embedding.",
+        "by their neighbours in the embedding, or all of it said in other words by way of another language.",
     )  # fmt: skip
+    translator: Text | None = Field(
+        default=None,
+        description="What back_translation translates with: a sequence-to-sequence model; absent: none.",
+    )
+    translator_back: Text | None = Field(
+        default=None,
+        description="What translates back; absent: nothing, the translator says it in the same language.",
+    )
     augment_copies: Count = Field(default=1, description="Altered copies of each training message, with augment.")
     teacher: Text | None = Field(
         default=None,
@@ -99,8 +118,10 @@ class Finetune(Section):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         default="auto", description="Number format in training; auto: bf16 on a GPU that has it, else fp32."
     )
-    optimizer: Literal["adamw", "adamw_8bit"] = Field(
-        default="adamw", description="The optimizer; adamw_8bit needs a GPU and bitsandbytes."
+    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = Field(
+        default="adamw",
+        description="The optimizer; those of 8 bits need bitsandbytes, and the paged one, which moves its state to the "
+        "machine's memory when the GPU's is full, a GPU.",
     )
     attention: Literal["sdpa", "eager"] = Field(default="sdpa", description="How attention is computed in training.")
     gradient_checkpointing: bool = Field(
@@ -114,6 +135,16 @@ class Finetune(Section):
                        if getattr(self, name) != type(self).model_fields[name].default]  # fmt: skip
             if strange:
                 raise ValueError(f"a teacher's answers leave no room for {', '.join(strange)}: leave out one of both")
+            if self.strategy in ("prompt", "p_tuning"):
+                raise ValueError(
+                    f"the teacher does not know the virtual tokens of {self.strategy}: leave out one of both"
+                )
+        if self.quantized_base != "none" and self.strategy != "lora":
+            raise ValueError(f"quantized_base: {self.quantized_base} is for strategy: lora, not {self.strategy}")
+        if ("back_translation" in self.augment) != (self.translator is not None):
+            raise ValueError("augment: [back_translation] and translator go together: name both, or none")
+        if self.translator_back is not None and self.translator is None:
+            raise ValueError("translator_back comes after a translator: name both, or none")
         if self.gradient_checkpointing and self.adversarial:
             raise ValueError("adversarial needs the embeddings' slope, which gradient_checkpointing drops: use one")
         return self

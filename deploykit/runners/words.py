@@ -30,7 +30,7 @@ class WordTable:
         self._foreign = re.compile(foreign)
         self._words = re.compile(r"[0-9A-Za-z]+|[!-/:-@\[-`{-~]")
         self._table: dict[str, list[int]] = {}
-        self._start, self._end = tokenizer.encode("").ids
+        *self._start, self._end = tokenizer.encode("").ids
         self._room = max_length - 1
 
     @classmethod
@@ -46,10 +46,10 @@ class WordTable:
         normalizer = spec.get("normalizer") or {}
         ends = {token["content"][:1] for token in spec.get("added_tokens", ())}
         ordinary = any(end.isalnum() or end.isspace() or not end for end in ends)
-        if parts != ["BertNormalizer", "BertPreTokenizer", "WordPiece"] or ordinary or max_length < 3:
+        empty, probe = tokenizer.encode("").ids, tokenizer.encode("a")
+        if parts != ["BertNormalizer", "BertPreTokenizer", "WordPiece"] or ordinary or max_length <= len(empty):
             return None
-        probe = tokenizer.encode("a")
-        if len(tokenizer.encode("").ids) != 2 or any(probe.type_ids) or probe.ids[1:-1] != _plain(tokenizer, "a"):
+        if any(probe.type_ids) or not empty or probe.ids != [*empty[:-1], *_plain(tokenizer, "a"), empty[-1]]:
             return None
         starts = "".join(re.escape(end) for end in ends)
         foreign = f"[^ -~]|[{starts}]" if starts else "[^ -~]"
@@ -59,7 +59,7 @@ class WordTable:
         """The message's token ids, special ones included and truncated; None where the library must be asked."""
         if self._foreign.search(message):
             return None
-        ids = [self._start]
+        ids = list(self._start)
         for word in self._words.findall(message.lower() if self._lowercase else message):
             ids += self._table.get(word) or self._learned(word)
         del ids[self._room :]

@@ -89,5 +89,11 @@ def _optimizer(name: str) -> str:
     if name == "adamw":
         return "adamw_torch_fused"
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise MissingDependencyError("finetune.optimizer=adamw_8bit needs bitsandbytes", "pip install 'deploykit[gpu]'")
-    return "adamw_bnb_8bit"
+        raise MissingDependencyError(
+            f"finetune.optimizer={name} needs bitsandbytes", "pip install 'bitsandbytes>=0.50'"
+        )
+    if name == "paged_adamw_8bit" and on_cpu():
+        raise TrainingError(
+            f"finetune.optimizer={name} moves its state out of a GPU, and there is none", "use adamw_8bit"
+        )
+    return {"adamw_8bit": "adamw_bnb_8bit"}.get(name, name)

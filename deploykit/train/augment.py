@@ -10,13 +10,14 @@ from __future__ import annotations
 __all__ = ["altered_rows", "altered_texts", "labelled_copies", "nearest_pieces", "with_neighbours"]
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deploykit.data.dataset import LabelledData
+from deploykit.data.spill import gathered_texts
 from deploykit.errors import TrainingError
 from deploykit.recipe import Finetune
 from deploykit.tasks import Task
@@ -33,8 +34,9 @@ _LETTERS = re.compile(r"[^\W\d_]{4,}")
 
 
 def labelled_copies(
-    rows: Sequence[Row], data: LabelledData, settings: Finetune, task: Task, tokenizer: Any, network: Any, seed: int
-) -> list[Row]:
+    rows: Sequence[Row], data: LabelledData, settings: Finetune, task: Task, tokenizer: Any, network: Any, seed: int,
+    translated: Callable[[int], Sequence[str]],
+) -> Iterator[Row]:  # fmt: skip
     """Altered copies of the training rows, which keep their labels.
 
     Args:
@@ -45,11 +47,12 @@ def labelled_copies(
         tokenizer: the model's.
         network: the model, whose embedding says what is alike.
         seed: of every choice.
+        translated: gives the training messages of a copy in other words (`back_translation`).
 
     Raises:
         TrainingError: the labels say where in the text something is, and the text would change.
     """
-    in_text = sorted({"typos", "word_dropout"} & set(settings.augment))
+    in_text = sorted({"typos", "word_dropout", "back_translation"} & set(settings.augment))
     if in_text and task.per_token:
         raise TrainingError(
             f"finetune.augment={','.join(in_text)} moves the words that {task.name} has labels for", "use synonyms"
@@ -58,20 +61,19 @@ def labelled_copies(
     if "synonyms" in settings.augment:
         used = sorted({piece for row in rows for piece in row["input_ids"]})
         nearest = nearest_pieces(network.get_input_embeddings().weight.detach(), used, tokenizer.all_special_ids)
-    found: list[Row] = []
+    labels, names = data.train.labels or (), data.label_names
     for copy in range(settings.augment_copies):
-        made = list(rows)
+        made: Iterable[Row] = rows
         if in_text:
-            altered = altered_texts(data.train.texts, in_text, [seed, copy])
-            made = training_rows(tokenizer, network, altered, task, data.train.labels or (), data.label_names)
-        if nearest is not None:
-            ids = with_neighbours([row["input_ids"] for row in made], nearest, [seed, copy])
-            made = [row | {"input_ids": each} for row, each in zip(made, ids, strict=True)]
-        found += made
-    return found
+            texts = translated(copy) if "back_translation" in in_text else data.train.texts
+            texts = altered_texts(texts, in_text, [seed, copy])
+            made = training_rows(tokenizer, network, texts, task, labels, names)
+        random = np.random.default_rng([seed, copy])
+        for row in made:
+            yield row if nearest is None else row | {"input_ids": with_neighbours(row["input_ids"], nearest, random)}
 
 
-def altered_texts(texts: Sequence[str], kinds: Collection[str], seed: Sequence[int]) -> list[str]:
+def altered_texts(texts: Sequence[str], kinds: Collection[str], seed: Sequence[int]) -> Sequence[str]:
     """A copy of each message that still says the same.
 
     Args:
@@ -81,7 +83,7 @@ def altered_texts(texts: Sequence[str], kinds: Collection[str], seed: Sequence[i
         seed: of every choice.
     """
     random = np.random.default_rng(seed)
-    found = []
+    found = gathered_texts()
     for text in texts:
         altered, words = text, text.split()
         if "word_dropout" in kinds and words:
@@ -91,7 +93,7 @@ def altered_texts(texts: Sequence[str], kinds: Collection[str], seed: Sequence[i
         if "typos" in kinds:
             altered = _LETTERS.sub(lambda word: _slip(word[0], random) if random.random() < _SLIP else word[0], altered)
         found.append(altered)
-    return found
+    return found.done()
 
 
 def _slip(word: str, random: np.random.Generator) -> str:
@@ -100,49 +102,44 @@ def _slip(word: str, random: np.random.Generator) -> str:
     return (before + after[0] + letter + after[1:], before + after, before + 2 * letter + after)[random.integers(3)]
 
 
-def with_neighbours(
-    rows: Sequence[Sequence[int]], neighbours: NDArray[np.int64], seed: Sequence[int]
-) -> list[list[int]]:
-    """The rows with a tenth of the pieces replaced by one of their neighbours: as long, piece by piece.
+def with_neighbours(row: Sequence[int], neighbours: NDArray[np.int64], random: np.random.Generator) -> list[int]:
+    """A row with a tenth of the pieces replaced by one of their neighbours: as long, piece by piece.
 
     Args:
-        rows: token ids.
+        row: token ids.
         neighbours: [pieces, k], as `nearest_pieces` gives them.
-        seed: of every choice.
+        random: what every choice is drawn from.
     """
-    random = np.random.default_rng(seed)
     return [
-        [
-            int(neighbours[piece, random.integers(0, neighbours.shape[1])]) if random.random() < _LIKE else int(piece)
-            for piece in row
-        ]
-        for row in rows
+        int(neighbours[piece, random.integers(0, neighbours.shape[1])]) if random.random() < _LIKE else int(piece)
+        for piece in row
     ]
 
 
 def altered_rows(
-    rows: Sequence[Sequence[int]], neighbours: NDArray[np.int64], copies: int, seed: int
+    rows: Sequence[Sequence[int]], neighbours: NDArray[np.int64], copies: int, seed: int, lead: int = 1
 ) -> list[list[int]]:
     """So many altered copies of each row.
 
     Args:
-        rows: token ids with one special token at the start and one at the end.
+        rows: token ids with special tokens at the start and one at the end.
         neighbours: [pieces, k], what may stand for a piece; a piece without any has itself.
         copies: for each row.
         seed: of every choice.
+        lead: special tokens at the start.
     """
     random = np.random.default_rng(seed)
     found = []
     for _ in range(copies):
         partners = random.permutation(len(rows))
         for number, row in enumerate(rows):
-            inner = list(row[1:-1])
+            inner = list(row[lead:-1])
             if random.random() < _JOIN:
-                other = rows[partners[number]][1:-1]
+                other = rows[partners[number]][lead:-1]
                 start = inner[: int(random.integers(1, len(inner) + 1))] if inner else []
                 inner = [*start, *other[int(random.integers(0, len(other))) if other else 0 :]]
-                inner = inner[: max(len(row), len(rows[partners[number]])) - 2]
-            found.append([row[0], *_shaken(inner, neighbours, random), row[-1]])
+                inner = inner[: max(len(row), len(rows[partners[number]])) - lead - 1]
+            found.append([*row[:lead], *_shaken(inner, neighbours, random), row[-1]])
     return found
 
 

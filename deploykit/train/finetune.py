@@ -6,12 +6,15 @@ __all__ = ["FinetuneResult", "finetune"]
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from deploykit.data.dataset import LabelledData
+from deploykit.data.spill import Gathering, taken
+from deploykit.data.table import Table
 from deploykit.errors import TrainingError
 from deploykit.events import Listener, Note, ignore
 from deploykit.recipe import Finetune
@@ -29,8 +32,9 @@ from deploykit.train.heads import Fitting
 from deploykit.train.lesson import Lesson, taught, unlabelled_rows
 from deploykit.train.objective import chosen_loss, objective_from_settings
 from deploykit.train.processes import is_main_process, on_cpu, processes
+from deploykit.train.prompt import PROMPTS, fold_prompt, learn_prompt
 from deploykit.train.rounding import first_rounded_step, int8_rounding
-from deploykit.train.rows import Row, padding_collator, row_length, training_rows
+from deploykit.train.rows import Row, gathered_rows, padding_collator, row_length, training_rows
 from deploykit.train.strategy import (
     ADAPTERS,
     Adapter,
@@ -43,6 +47,7 @@ from deploykit.train.strategy import (
 )
 from deploykit.train.tracking import Tracking, tracked
 from deploykit.train.trainer import NAN_HINT, interrupts, trainer_class, watching
+from deploykit.train.translate import back_translated
 
 
 @dataclass(frozen=True)
@@ -123,11 +128,16 @@ def finetune(
         set_seed(seed)
         tokenizer = medium_of(task).processor(model, settings.max_length)
         network = _network(model, data.label_names, settings, task, loss, trust_pickle=trust_pickle)
-        splits = _splits(tokenizer, network, data, settings, task, seed)
+        if settings.strategy in PROMPTS:
+            tokenizer = learn_prompt(network, tokenizer, settings, data.label_names, max_length_from_folder(model))
+        splits = _splits(
+            tokenizer, network, data, settings, task, seed,
+            partial(back_translated, data.train.texts, settings, seed=seed, workspace=workspace, listener=listener),
+        )  # fmt: skip
         epochs = settings.epochs
         if lesson is not None:
             labelled = len(splits["train"])
-            splits["train"] += unlabelled_rows(lesson, tokenizer, network, task, splits["train"])
+            splits["train"] = [*splits["train"], *unlabelled_rows(lesson, tokenizer, network, task, splits["train"])]
             epochs *= labelled / len(splits["train"])
         steps_per_epoch = math.ceil(
             len(splits["train"]) / (settings.batch_size * settings.gradient_accumulation * processes().num_processes)
@@ -187,10 +197,7 @@ def finetune(
             fitting.finish()
         metrics = _final_metrics(trainer, network, splits["validation"], task, data.label_names)
         trainable, count = trained_shares(list(network.parameters()))
-        network = network if adapter is None else adapter.merged()
-        if trainer.is_world_process_zero():
-            for each in (network.float(), tokenizer):
-                each.save_pretrained(out)
+        _save(trainer, network if adapter is None else adapter.merged(), tokenizer, out)
     return FinetuneResult(
         metrics=metrics,
         steps=trainer.state.global_step,
@@ -218,6 +225,13 @@ def _computing(trainer: Any, network: Any, settings: Finetune, total: int, round
         yield
 
 
+def _save(trainer: Any, network: Any, tokenizer: Any, out: Path) -> None:
+    fold_prompt(network)
+    if trainer.is_world_process_zero():
+        for part in (network.float(), tokenizer):
+            part.save_pretrained(out)
+
+
 _DROPOUTS = (
     "attention_dropout",
     "attention_probs_dropout_prob",
@@ -229,17 +243,21 @@ _DROPOUTS = (
 
 
 def _splits(
-    tokenizer: Any, network: Any, data: LabelledData, settings: Finetune, task: Task, seed: int
-) -> dict[str, list[Row]]:
+    tokenizer: Any, network: Any, data: LabelledData, settings: Finetune, task: Task, seed: int,
+    translated: Callable[[int], Sequence[str]],
+) -> dict[str, Sequence[Row]]:  # fmt: skip
     """The rows to train on, behind them their altered copies, and those to watch."""
-    splits = {
-        name: training_rows(tokenizer, network, table.texts, task, table.labels or (), data.label_names)
-        for name, table in (("train", data.train), ("validation", data.validation))
-    }
-    splits["validation"].sort(key=row_length)  # batches of like lengths pad little
+
+    def gathered(table: Table) -> Gathering[Row]:
+        found = gathered_rows()
+        found.extend(training_rows(tokenizer, network, table.texts, task, table.labels or (), data.label_names))
+        return found
+
+    train, watched = gathered(data.train), gathered(data.validation).done()
     if settings.augment:
-        splits["train"] += labelled_copies(splits["train"], data, settings, task, tokenizer, network, seed)
-    return splits
+        train.extend(labelled_copies(train.done(), data, settings, task, tokenizer, network, seed, translated))
+    order = sorted(range(len(watched)), key=[row_length(row) for row in watched].__getitem__)
+    return {"train": train.done(), "validation": taken(watched, order)}  # batches of like lengths pad little
 
 
 def _network(

@@ -97,7 +97,7 @@ def taught(
 def unlabelled_rows(lesson: Lesson, tokenizer: Any, network: Any, task: Task, rows: Sequence[Row]) -> list[Row]:
     """Rows that only the teacher answers: messages without labels, and altered copies of all."""
     names = tuple(map(str, range(network.config.num_labels)))
-    found = training_rows(tokenizer, network, lesson.unlabelled, task, None, names) if lesson.unlabelled else []
+    found = list(training_rows(tokenizer, network, lesson.unlabelled, task, None, names))
     if lesson.copies:
         from deploykit.train.augment import altered_rows, nearest_pieces
 
@@ -105,7 +105,8 @@ def unlabelled_rows(lesson: Lesson, tokenizer: Any, network: Any, task: Task, ro
         used = sorted({piece for row in plain for piece in row})
         nearest = nearest_pieces(network.get_input_embeddings().weight.detach(), used, tokenizer.all_special_ids)
         others = [name for name in rows[0] if name not in ("input_ids", "attention_mask", "labels")]
-        for ids in altered_rows(plain, nearest, lesson.copies, lesson.seed):
+        lead = tokenizer.num_special_tokens_to_add() - 1
+        for ids in altered_rows(plain, nearest, lesson.copies, lesson.seed, lead):
             row: Row = {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": unlabelled(ids, task, len(names))}
             found.append(row | {name: [0] * len(ids) for name in others})
     return found

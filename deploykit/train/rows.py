@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-__all__ = ["NO_LABEL", "Part", "Row", "padding_collator", "row_length", "sections_of", "training_rows", "unlabelled"]
+__all__ = [
+    "NO_LABEL", "Part", "Row", "gathered_rows", "padding_collator", "row_length", "sections_of", "training_rows",
+    "unlabelled",
+]  # fmt: skip
 
 import inspect
+import pickle
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from deploykit.data.labels import Label
+from deploykit.data.spill import Gathering
 from deploykit.errors import ModelError
 from deploykit.runners.medium import medium_of
 from deploykit.tasks import Task
@@ -19,11 +24,13 @@ Row = dict[str, Any]
 
 NO_LABEL = -100
 """What PyTorch's cross entropy leaves out."""
+_BATCH = 1000
+"""Messages that are tokenized together."""
 
 
 def training_rows(
     tokenizer: Any, network: Any, texts: Sequence[str], task: Task, labels: Sequence[Label] | None, names: Sequence[str]
-) -> list[Row]:
+) -> Iterator[Row]:
     """Rows of what the model takes, with their `labels`: a number, or for a task by token a list of them.
 
     Args:
@@ -43,19 +50,24 @@ def training_rows(
             f"{task.name} needs to know where tokens are in the text, and this tokenizer does not say",
             "use a model with a fast tokenizer (tokenizer.json)",
         )
-    encoded = medium_of(task).rows(tokenizer, texts, offsets=task.per_token)
-    taken = inspect.signature(network.forward).parameters
-    if labels is None:
-        targets = [unlabelled(ids, task, len(names)) for ids in encoded["input_ids"]]
-    elif task.per_token:
-        words = [word_spans(text, each) for text, each in zip(texts, encoded["offset_mapping"], strict=True)]
-        targets = task.targets(labels, names, words)
-    else:
-        targets = task.targets(labels, names)
-    return [
-        {name: values[row] for name, values in encoded.items() if name in taken} | {"labels": targets[row]}
-        for row in range(len(texts))
-    ]
+    taken, medium = inspect.signature(network.forward).parameters, medium_of(task)
+    for start in range(0, len(texts), _BATCH):  # a tokenizer's answer takes many times the room of its rows
+        part = list(texts[start : start + _BATCH])
+        encoded = medium.rows(tokenizer, part, offsets=task.per_token)
+        if labels is None:
+            targets = [unlabelled(ids, task, len(names)) for ids in encoded["input_ids"]]
+        elif task.per_token:
+            words = [word_spans(text, each) for text, each in zip(part, encoded["offset_mapping"], strict=True)]
+            targets = task.targets(labels[start : start + _BATCH], names, words)
+        else:
+            targets = task.targets(labels[start : start + _BATCH], names)
+        for row, target in enumerate(targets):
+            yield {name: values[row] for name, values in encoded.items() if name in taken} | {"labels": target}
+
+
+def gathered_rows() -> Gathering[Row]:
+    """A gathering of rows, which lie on disk where they are many."""
+    return Gathering(pickle.dumps, pickle.loads)  # through an unnamed file of this process: nobody else writes it
 
 
 def row_length(row: Row) -> int:

@@ -20,6 +20,9 @@ from typing import Any
 
 from deploykit.errors import MissingDependencyError, TrainingError
 from deploykit.recipe import Finetune
+from deploykit.train.arguments import precision_of
+from deploykit.train.base_bits import in_full, size_of, store_in_bits
+from deploykit.train.processes import on_cpu, processes
 
 ADAPTERS = ("lora", "dora", "adalora", "ia3", "loha", "lokr", "oft")
 """The strategies that `peft` trains and merges."""
@@ -34,15 +37,17 @@ class Adapter:
         wrapped: peft's model around it.
         adaptive: whether its ranks are shared out while it is trained (AdaLoRA).
         penalty_weight: of what keeps AdaLoRA's factors orthogonal; 0 for the others.
+        in_bits: whether the weights under it lie in few bits.
     """
 
     wrapped: Any
     adaptive: bool
     penalty_weight: float
+    in_bits: bool
 
     def merged(self) -> Any:
         """The model with the adapter's weights added to its own, as the model was before."""
-        return self.wrapped.merge_and_unload()
+        return in_full(self.wrapped.get_base_model()) if self.in_bits else self.wrapped.merge_and_unload()
 
     def penalty(self) -> Any:
         """How far AdaLoRA's factors are from orthogonal, a scalar tensor.
@@ -87,6 +92,8 @@ def freeze(network: Any, settings: Finetune) -> None:
             return "pooler" in name if layer is None else layer >= depth - layers
         return {
             "head": False,
+            "prompt": False,
+            "p_tuning": False,
             "bias": name.endswith("bias"),  # BitFit (Ben Zaken et al. 2022)
             "layer_norm": value in norms,
         }.get(settings.strategy, value not in embeddings)
@@ -111,8 +118,14 @@ def adapt(network: Any, settings: Finetune, total_steps: int) -> Adapter:
         raise MissingDependencyError(
             f"finetune.strategy={settings.strategy} needs peft", "pip install 'deploykit[peft]'"
         )
+    import torch
+
     peft: Any = importlib.import_module("peft")
     linear = _linear_names(network)
+    if settings.quantized_base != "none":
+        compute = torch.bfloat16 if precision_of(settings.precision) == "bf16" else torch.float32
+        device = "cpu" if on_cpu() else processes().device
+        store_in_bits(network, linear, settings.quantized_base, compute=compute, device=device)
     rank, alpha = settings.adapter_rank, settings.adapter_alpha
     shared: dict[str, Any] = {"target_modules": linear}
     dropout = settings.adapter_dropout
@@ -143,7 +156,7 @@ def adapt(network: Any, settings: Finetune, total_steps: int) -> Adapter:
         if name != network.base_model_prefix:
             module.requires_grad_(True)
     adaptive = settings.strategy == "adalora"
-    return Adapter(wrapped, adaptive, 0.5 if adaptive else 0.0)
+    return Adapter(wrapped, adaptive, 0.5 if adaptive else 0.0, settings.quantized_base != "none")
 
 
 def layer_rates(network: Any, settings: Finetune) -> list[dict[str, Any]] | None:
@@ -254,4 +267,5 @@ def _norm_classes(network: Any) -> list[type]:
 
 def trained_shares(parameters: Sequence[Any]) -> tuple[int, int]:
     """How many of the numbers are trained, and how many there are."""
-    return sum(value.numel() for value in parameters if value.requires_grad), sum(value.numel() for value in parameters)
+    trained = sum(value.numel() for value in parameters if value.requires_grad)
+    return trained, sum(map(size_of, parameters))

