@@ -11,8 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from deploykit.data.dataset import LabelledData
-from deploykit.errors import TrainingError
+from deploykit.data.entries import Entries
+from deploykit.errors import TrainingError, UsageError
 from deploykit.events import Listener, Note, ignore
 from deploykit.recipe import Finetune
 from deploykit.runners.tokenize import max_length_from_folder
@@ -20,6 +23,7 @@ from deploykit.runners.untrusted import check_checkpoint
 from deploykit.tasks import Task
 from deploykit.tasks.base import Loss
 from deploykit.tasks.quiet import quiet_transformers
+from deploykit.tasks.spans import PAIRS_KEY
 from deploykit.train.arguments import precision_of, training_arguments
 from deploykit.train.augment import labelled_copies
 from deploykit.train.checkpoints import last_complete
@@ -41,6 +45,7 @@ from deploykit.train.strategy import (
     trained_shares,
     unfreezing,
 )
+from deploykit.train.towers import popularity_bias, tower_rows
 from deploykit.train.tracking import Tracking, tracked
 from deploykit.train.trainer import NAN_HINT, interrupts, trainer_class, watching
 
@@ -82,6 +87,7 @@ def finetune(
     workspace: Path,
     seed: int = 0,
     trust_pickle: bool = False,
+    entries: Entries | None = None,
     lesson: Lesson | None = None,
     tracking: Tracking | None = None,
     stage: str = "finetune",
@@ -102,6 +108,7 @@ def finetune(
         workspace: the folder for checkpoints. It belongs to this model, data and these settings alone.
         seed: of the new head, the order of the data, and dropout.
         trust_pickle: load pickled weights, which can run code.
+        entries: what messages are compared with, for the loss of two towers; their names are those of the data.
         lesson: learn from a teacher too.
         tracking: what hears of the curves.
         stage: what progress is reported as.
@@ -123,7 +130,8 @@ def finetune(
         set_seed(seed)
         tokenizer = fast_tokenizer(model, settings.max_length)
         network = _network(model, data.label_names, settings, task, loss, trust_pickle=trust_pickle)
-        splits = _splits(tokenizer, network, data, settings, task, seed)
+        splits = _splits(tokenizer, network, data, settings, task, seed, listener)
+        splits |= _towers(splits["train"], tokenizer, network, data, task, entries, seed, loss)
         epochs = settings.epochs
         if lesson is not None:
             labelled = len(splits["train"])
@@ -143,9 +151,7 @@ def finetune(
             splits["train"] = [row | {"row": number} for number, row in enumerate(splits["train"])]
         objective = objective_from_settings(settings, task, splits["train"], data.label_names, loss)
         rates = layer_rates(network, settings)
-        fitting = None
-        if loss == "contrastive":  # altered copies are behind the rows themselves
-            fitting = Fitting(network, splits["train"][: len(data.train)], collate, task, seed)
+        fitting = None if loss == "cross_entropy" else _fitting(network, splits, data, settings, task, collate, seed)
         trainer = trainer_class(steps_per_epoch, objective, distillation, adapter, rates)(
             model=network,
             args=training_arguments(
@@ -186,6 +192,7 @@ def finetune(
         if fitting:
             fitting.finish()
         metrics = _final_metrics(trainer, network, splits["validation"], task, data.label_names)
+        metrics |= _popularity(fitting, splits["validation"], task, data.label_names)
         trainable, count = trained_shares(list(network.parameters()))
         network = network if adapter is None else adapter.merged()
         if trainer.is_world_process_zero():
@@ -239,17 +246,61 @@ def fast_tokenizer(model: Path, max_length: int) -> Any:
 
 
 def _splits(
-    tokenizer: Any, network: Any, data: LabelledData, settings: Finetune, task: Task, seed: int
+    tokenizer: Any, network: Any, data: LabelledData, settings: Finetune, task: Task, seed: int, listener: Listener
 ) -> dict[str, list[Row]]:
-    """The rows to train on, behind them their altered copies, and those to watch."""
+    """The rows to train on, behind them their altered copies, and those to watch; says where contexts are cut."""
     splits = {
         name: training_rows(tokenizer, network, table.texts, task, table.labels or (), data.label_names)
         for name, table in (("train", data.train), ("validation", data.validation))
     }
+    longest = tokenizer.model_max_length
+    cut = sum(len(row["input_ids"]) >= longest for row in splits["train"])
+    if cut and getattr(network.config, PAIRS_KEY, False):
+        listener(Note(f"{cut:,} contexts fill all {longest} tokens of finetune.max_length: what is behind is not read"))
     splits["validation"].sort(key=lambda row: len(row["input_ids"]))  # batches of like lengths pad little
     if settings.augment:
         splits["train"] += labelled_copies(splits["train"], data, settings, task, tokenizer, network, seed)
     return splits
+
+
+def _towers(
+    messages: Sequence[Row],
+    tokenizer: Any,
+    network: Any,
+    data: LabelledData,
+    task: Task,
+    entries: Entries | None,
+    seed: int,
+    loss: Loss,
+) -> dict[str, list[Row]]:
+    """The rows to train two towers on, and those of the entries; nothing for another loss.
+
+    Raises:
+        UsageError: there are no entries.
+    """
+    if loss != "two_towers":
+        return {}
+    if entries is None:
+        raise UsageError("two towers need entries, and there are none", "name them: data.entries, or --entries")
+    standing = training_rows(tokenizer, network, entries.texts, task, entries.labels, data.label_names)
+    return {"train": tower_rows(messages, standing, seed), "entries": standing}
+
+
+def _fitting(
+    network: Any,
+    splits: dict[str, list[Row]],
+    data: LabelledData,
+    settings: Finetune,
+    task: Task,
+    collate: Any,
+    seed: int,
+) -> Fitting:
+    """What fits the head: to the training rows, without their altered copies behind them, or to the entries."""
+    if "entries" not in splits:
+        return Fitting(network, splits["train"][: len(data.train)], collate, task, seed)
+    asked = [row["labels"] for row in splits["train"][: 2 * len(data.train) : 2]]
+    bias = popularity_bias(asked, len(data.label_names), settings.temperature)
+    return Fitting(network, splits["entries"], collate, task, seed, bias)
 
 
 def _network(
@@ -265,10 +316,10 @@ def _network(
         use_safetensors=None if trust_pickle else True,
         dtype=torch.float32,  # master weights; autocast computes in `precision`
         **_dropout(model, settings.dropout),
-        **({"pooling": "mean"} if loss == "contrastive" else {}),
+        **({"pooling": "mean"} if loss != "cross_entropy" else {}),
     )
     freeze(network, settings)
-    if loss == "contrastive" or task.entries:
+    if loss != "cross_entropy" or task.entries:
         network.classifier.requires_grad_(False)  # it is fitted, and entries stay those of the whole model
     return network
 
@@ -285,6 +336,15 @@ def _final_metrics(trainer: Any, network: Any, validation: Any, task: Task, name
         if not math.isfinite(value):
             raise TrainingError(f"{name} is not a number after step {trainer.state.global_step}", NAN_HINT)
     return metrics
+
+
+def _popularity(fitting: Fitting | None, rows: Sequence[Row], task: Task, names: Sequence[str]) -> dict[str, float]:
+    """What the task's metric would be if every message were answered with what is asked for most; for two towers."""
+    if fitting is None or fitting.bias is None:
+        return {}
+    targets = np.array([row["labels"] for row in rows])
+    found = task.metrics(np.broadcast_to(fitting.bias, (len(rows), len(names))), targets, names)
+    return {f"popularity_{task.metric}": found[task.metric]}
 
 
 def _move_head(network: Any, shift: float, outputs: int) -> None:

@@ -18,6 +18,7 @@ from deploykit.train.contrastive import PairSampler
 from deploykit.train.distill import Distillation, distillation_loss
 from deploykit.train.objective import Objective
 from deploykit.train.strategy import Adapter
+from deploykit.train.towers import TowerSampler
 
 NAN_HINT = "lower finetune.learning_rate, or use finetune.precision=fp32"
 _SAVE_EVERY_S = 60.0
@@ -94,7 +95,8 @@ def trainer_class(
             data = self.train_dataset if train_dataset is None else train_dataset
             if objective.temperature is not None:
                 size = self.args.train_batch_size * self.args.gradient_accumulation_steps
-                return PairSampler(data, size, lambda: self.args.seed + self.state.global_step // steps_per_epoch)
+                sampler = TowerSampler if objective.towers else PairSampler
+                return sampler(data, size, lambda: self.args.seed + self.state.global_step // steps_per_epoch)
             return EpochSampler(self.args.train_batch_size * self.args.gradient_accumulation_steps, dataset=data)
 
     return WatchfulTrainer
