@@ -15,9 +15,9 @@ from deploykit.errors import ModelError
 from deploykit.machine import usable_cores
 from deploykit.runners.base import Message, Outputs, Target
 from deploykit.runners.padding import real_tokens
-from deploykit.runners.tokenize import max_length_from_folder, refuse_surrogates
+from deploykit.runners.tokenize import max_length_from_folder, reads_pairs, refuse_surrogates
 from deploykit.runners.untrusted import check_checkpoint
-from deploykit.tasks.spans import word_spans
+from deploykit.tasks.spans import token_words, tokenizer_input
 
 
 class TorchRunner:
@@ -58,7 +58,7 @@ class TorchRunner:
         tokenizer_folder = Path(self._target.tokenizer or folder)
         self._tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder, trust_remote_code=False)
         self._max_length = max_length_from_folder(tokenizer_folder)
-        self._task = task
+        self._pairs, self._task = reads_pairs(folder), task
         return self
 
     def __exit__(
@@ -67,7 +67,7 @@ class TorchRunner:
         self._model = self._tokenizer = None
 
     def infer(self, messages: Sequence[Message]) -> Outputs:
-        """The task's output for the messages as one batch, and `words` for what has a row for each token.
+        """The task's output for the messages as one batch, and `words` and `texts` for what has a row for each token.
 
         The output is float32, whatever precision computed it.
 
@@ -78,22 +78,23 @@ class TorchRunner:
 
         try:
             inputs = self._tokenizer(
-                list(messages),
+                tokenizer_input(messages, pairs=self._pairs),
                 truncation=True,
                 max_length=self._max_length,
                 padding=len(messages) > 1,
                 return_tensors="pt",
-                return_offsets_mapping=self._task.per_token,
+                **({"return_token_type_ids": False} if self._pairs else {}),
             )
         except TypeError:
             refuse_surrogates(messages)
             raise
-        offsets = inputs.pop("offset_mapping", None)
         mask = inputs["attention_mask"].numpy()
         with torch.inference_mode():
             outputs = self._model(**inputs.to(self._device))[self._task.output]
         values = outputs.float().cpu().numpy().astype(np.float32, copy=False)
-        if offsets is None:
+        if not self._task.per_token:
             return {self._task.output: values}
-        words = [word_spans(text, each.tolist()) for text, each in zip(messages, offsets, strict=True)]
-        return {self._task.output: real_tokens(values, mask), "words": np.stack(words)}
+        pairs = zip(messages, inputs.encodings, strict=True)
+        words = [token_words(text, each, pairs=self._pairs) for text, each in pairs]
+        texts = np.array(messages, dtype=np.object_)
+        return {self._task.output: real_tokens(values, mask), "words": np.stack(words), "texts": texts}

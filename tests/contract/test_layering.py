@@ -23,6 +23,8 @@ LEVELS = (
 """The lowest first; `deploykit` itself has the version, which all may read, and `load`, for callers from outside."""
 CARRIED = (
     "triton/entries/logits_model.py",
+    "triton/entries/question_answering.py",
+    "triton/entries/recommendation.py",
     "triton/entries/retrieval.py",
     "triton/entries/text_model.py",
     "triton/entries/text_classification.py",
@@ -37,6 +39,7 @@ BESIDE = {
     "numpy",
     "onnxruntime",
     "spans",
+    "text_classification",
     "text_model",
     "tokenizers",
     "triton_python_backend_utils",
