@@ -50,7 +50,7 @@ def test_the_recipe_runs_and_what_is_served_is_what_the_file_says_in_process(run
     assert {"F1 drop", "exact match drop"} <= set(run.checks)
     assert run.result.metric == run.report["metric"] == "F1"
     assert [further["metric"] for further in run.report["further"]] == ["exact match"]
-    assert run.report["reference"] > 0.7
+    assert run.report["reference"] > 0.5  # a third has no answer
 
     task, texts = find_task("question-answering"), [row["message"] for row in test]
     with open_runner(Target("onnxruntime", str(run.only("quantize")), task=task.name)) as runner:
