@@ -19,7 +19,7 @@ from deploykit.cli.options import as_json
 @click.option(
     "--repository", type=click.Path(path_type=Path), help="Start an embedded Triton on this repository, ask, stop it."
 )
-@click.option("--top-k", type=click.IntRange(1), default=1, show_default=True, help="How many labels, for a class.")
+@click.option("--top-k", type=click.IntRange(1), help="How many labels or items; absent: 1, recommendation 10.")
 @click.option(
     "--timeout", "timeout_s", type=click.FloatRange(min=0, min_open=True), default=10.0, show_default=True,
     help="Seconds to wait for an answer.",
@@ -30,11 +30,11 @@ def command(
     messages: tuple[str, ...],
     url: str,
     repository: Path | None,
-    top_k: int,
+    top_k: int | None,
     timeout_s: float,
     as_json: bool,
 ) -> int:
-    """Send MESSAGE to MODEL on a Triton server and print its answer: a label and its score, or entities.
+    """Send MESSAGE to MODEL on a Triton server and print its answer: a label and its score, entities, or items.
 
     A message is a text; for a model of images the path of a PNG file.
     """

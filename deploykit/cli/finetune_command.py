@@ -30,6 +30,7 @@ from deploykit.recipe import Finetune
     help="The rows to watch: a file, or a fraction of the training rows.",
 )
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="The folder to write.")
+@click.option("--entries", help="What messages are compared with, for the loss two_towers: a data reference.")
 @click.option("--task", default="text-classification", show_default=True, help="What the model learns.")
 @click.option("--seed", type=seed_number, default=0, show_default=True, help="Of every random choice.")
 @click.option(
@@ -48,6 +49,7 @@ def command(
     task: str,
     seed: int,
     trust_pickle: bool,
+    entries: str | None,
     track: tuple[str, ...],
     text: str,
     label: str | tuple[str, ...],
@@ -77,6 +79,7 @@ def command(
             task=task,
             seed=seed,
             trust_pickle=trust_pickle,
+            entries=entries,
             track=track,
             listener=screen,
         )

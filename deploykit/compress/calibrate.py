@@ -104,11 +104,12 @@ def divergence(
     with torch.inference_mode():
         for batch, logits in zip(batches, expected, strict=True):
             found = model.eval()(**batch)[task.output]
+            real = batch["attention_mask"].bool()
             pairs = [(each.columns(found), each.columns(logits)) for each in sections] or [(found, logits)]
             for number, pair in enumerate(pairs):
-                ours, wanted = (each.log_softmax(-1) for each in pair)
+                among = [each.masked_fill(~real, -1e4) for each in pair] if pair[0].shape == real.shape else pair
+                ours, wanted = (each.log_softmax(-1) for each in among)
                 if ours.ndim == 3:
-                    real = batch["attention_mask"].bool()
                     ours, wanted = ours[real], wanted[real]
                 totals[number] += float(torch.nn.functional.kl_div(ours, wanted, reduction="sum", log_target=True))
                 counts[number] += len(wanted)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 __all__ = [
-    "INTENT", "ClassAndSpans", "Label", "LabelForm", "MarkedMessage", "MarkedSpans", "OneClass", "SeveralClasses",
-    "Span", "checked_text", "classes_of", "label_from_json", "shown_label",
+    "INTENT", "ClassAndSpans", "Label", "LabelForm", "MarkedMessage", "MarkedSpans", "OneClass", "Quote",
+    "SeveralClasses", "Span", "checked_text", "classes_of", "label_from_json", "shown_label",
 ]  # fmt: skip
 
 import json
@@ -36,9 +36,17 @@ class MarkedMessage(NamedTuple):
     spans: tuple[Span, ...]
 
 
-Label: TypeAlias = str | tuple[Span, ...] | tuple[str, ...] | MarkedMessage
-"""One class; the spans of a text in their order; all its classes, sorted, none where it is out of scope; or one class
-and the spans."""
+class Quote(NamedTuple):
+    """The part of a text that answers a question: as `Span`, with its characters; 0, 0 and none for no answer."""
+
+    start: int
+    end: int
+    text: str
+
+
+Label: TypeAlias = str | tuple[Span, ...] | tuple[str, ...] | MarkedMessage | Quote
+"""One class; the spans of a text in their order; all its classes, sorted, none where it is out of scope; one class and
+the spans; or the answer in it."""
 
 INTENT = "intent:"
 """What the name of a message's class begins with where those of its spans stand beside it."""
@@ -200,6 +208,8 @@ def classes_of(label: Label) -> tuple[str, ...]:
     """What a label is counted under: its class, each of its classes, that of each span; or of both, `INTENT` before."""
     if isinstance(label, str):
         return (label,)
+    if isinstance(label, Quote):
+        return ("answer",) if label.end else ()
     if isinstance(label, MarkedMessage):
         return (INTENT + label.intent, *(span.label for span in label.spans))
     return tuple(each if isinstance(each, str) else each.label for each in label)
@@ -209,6 +219,8 @@ def shown_label(label: Label) -> str:
     """A label in a message."""
     if isinstance(label, str):
         return repr(label)
+    if isinstance(label, Quote):
+        return repr(label.text) if label.end else "no answer"
     if isinstance(label, MarkedMessage):
         return ", ".join([repr(label.intent), *([shown_label(label.spans)] if label.spans else [])])
     parts = (repr(each) if isinstance(each, str) else f"{each.label} {each.start}-{each.end}" for each in label)
@@ -221,6 +233,8 @@ def label_from_json(value: Any) -> Label:
         return sys.intern(value)  # there are few, and many rows
     if len(value) == 2 and isinstance(value[0], str) and isinstance(value[1], list):
         return MarkedMessage(value[0], tuple(Span(*each) for each in value[1]))
+    if value and isinstance(value[0], int):
+        return Quote(*value)
     if value and isinstance(value[0], str):
         return tuple(map(str, value))
     return tuple(Span(*each) for each in value)

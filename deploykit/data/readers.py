@@ -67,32 +67,28 @@ def read_rows(reference: str, columns: Columns) -> Table:
 
 
 def _read_sample(reference: str, columns: Columns) -> Table:
-    from deploykit.data.sample import (
-        digit_rows,
-        faq_entries,
-        faq_rows,
-        intent_rows,
-        sentiment_rows,
-        stream_rows,
-        support_rows,
-    )
+    from deploykit.data import sample
 
-    marked = ("text", "label", "entities", "intents")
+    marked, split = ("text", "label", "entities", "intents"), ("train", "test")
     parts: dict[str, tuple[Callable[[Any], Sequence[Any]], Sequence[str], Sequence[str]]] = {
-        "support": (support_rows, ("train", "test"), marked),
-        "intents": (intent_rows, ("train", "test"), marked),
-        "faq": (faq_rows, ("train", "test"), marked),
-        "sentiment": (sentiment_rows, ("train", "test"), ("text", "sentiment", "topic")),
-        "digits": (digit_rows, ("train", "test"), ("text", "label")),
-        "stream": (stream_rows, ("quiet", "surge"), ("time", "text", "sentiment", "topic")),
+        "support": (sample.support_rows, split, marked),
+        "intents": (sample.intent_rows, split, marked),
+        "faq": (sample.faq_rows, split, marked),
+        "offers": (sample.offer_rows, split, ("text", "label")),
+        "questions": (sample.question_rows, split, ("text", "answer")),
+        "digits": (sample.digit_rows, split, ("text", "label")),
+        "sentiment": (sample.sentiment_rows, split, ("text", "sentiment", "topic")),
+        "stream": (sample.stream_rows, ("quiet", "surge"), ("time", "text", "sentiment", "topic")),
     }
+    entries: dict[str, Callable[[], Sequence[Any]]] = {"faq": sample.faq_entries, "offers": sample.offer_entries}
     name, _, part = reference.removeprefix("sample:").partition("/")
     made, known, names = parts.get(name, (None, (), ()))
-    if (name, part) == ("faq", "entries"):
-        made, known, names = (lambda _: faq_entries()), ("entries",), ("text", "label", "answer")
+    if part == "entries" and name in entries:
+        made, known, names = (lambda _: entries[name]()), ("entries",), ("text", "label", "answer")
     if made is None or part not in known:
         every = [f"sample:{each}/{part}" for each, (_, known, _) in parts.items() for part in known]
-        raise DataError(f"{reference}: no such sample", f"known: {', '.join([*every, 'sample:faq/entries'])}")
+        more = [f"sample:{each}/entries" for each in entries]
+        raise DataError(f"{reference}: no such sample", f"known: {', '.join([*every, *more])}")
     if error := missing_column(reference, columns, names):
         raise error
     rows = (

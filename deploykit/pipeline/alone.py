@@ -25,6 +25,7 @@ from pydantic import JsonValue
 from deploykit.artifacts.atomic import disk_errors, rename_into_place, staging, sync_tree
 from deploykit.artifacts.digest import digest_json, digest_tree
 from deploykit.data.dataset import LabelledData, hold_out, load_training_data
+from deploykit.data.entries import entries_from_columns
 from deploykit.data.readers import read_rows
 from deploykit.data.table import Columns
 from deploykit.errors import UsageError
@@ -93,6 +94,7 @@ def finetune_alone(
     task: str,
     seed: int,
     trust_pickle: bool = False,
+    entries: str | None = None,
     track: Sequence[str] = (),
     listener: Listener = ignore,
 ) -> FinetuneResult:
@@ -108,6 +110,7 @@ def finetune_alone(
         task: its name.
         seed: of every random choice.
         trust_pickle: load pickled weights.
+        entries: a data reference: what messages are compared with, for the loss of two towers.
         track: what hears of the curves: tensorboard, wandb, mlflow; files go to `OUT.tracking`.
         listener: hears of progress.
     """
@@ -121,9 +124,14 @@ def finetune_alone(
     reference = resolve_model(model, Path())
     location = resolve_or_error(model, Path())
     data = load_training_data(train, validation, _columns(columns, task), seed)
+    towers = None
+    if entries is not None:
+        towers = entries_from_columns(entries, columns[0], str(columns[1]), None)
+        data = data.with_labels(towers.names)
     # The workspace belongs to this model, data and these settings alone: other ones do not go on from it.
-    rows = _rows(data)
-    lesson = None
+    rows, lesson = _rows(data), None
+    if towers is not None:
+        rows.append([*towers.texts, *towers.labels])
     if settings.teacher is not None:
         teacher = resolve_or_error(settings.teacher, Path())
         lesson = lesson_from_teacher(settings, teacher, location, data.label_names)
@@ -143,6 +151,7 @@ def finetune_alone(
             workspace=workspace,
             seed=seed,
             trust_pickle=trust_pickle,
+            entries=towers,
             lesson=lesson,
             tracking=Tracking(tuple(track), out.absolute().with_name(f"{out.name}.tracking"), out.name)
             if track

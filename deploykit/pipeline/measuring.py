@@ -56,6 +56,8 @@ class NoAnswer:
 
 
 NO_ANSWER: Final = NoAnswer()
+_EMPTY: Final[Mapping[str, Any]] = {"answer": NO_ANSWER, "texts": ""}
+"""What an output is where a message has none."""
 _BATCH = 16
 _GIVE_UP = 5
 """Batches that fail one after the other before the rest is not tried."""
@@ -183,10 +185,10 @@ def try_target(
             in_vain += 1
             failures.update(dict.fromkeys(batch, reason))
         else:
-            for name in values.keys() & {task.output, "words", "answer"}:
+            for name in values.keys() & {task.output, "words", "texts", "answer"}:
                 given = values[name]
                 if name not in found:
-                    empty = np.nan if given.dtype.kind == "f" else NO_ANSWER if name == "answer" else 0
+                    empty = _EMPTY.get(name, np.nan if given.dtype.kind == "f" else 0)
                     found[name] = np.full((len(texts), *given.shape[1:]), empty, dtype=given.dtype)
                 given, found[name] = equally_long(given, found[name])
                 found[name][list(batch)] = given
@@ -196,6 +198,7 @@ def try_target(
         found[task.output] = np.full((len(texts), *like.shape[1:]), np.nan, dtype=like.dtype)
     if task.per_token and "words" not in found:
         found["words"] = np.zeros((*found[task.output].shape[:2], 2), dtype=np.int64)
+        found["texts"] = np.full(len(texts), "", dtype=np.object_)
     same_width = found[task.output].shape[-1] == like.shape[-1]
     answers = _answers(found, task, labels if same_width else _numbered(labels, found[task.output].shape[-1]))
     answers = tuple(NO_ANSWER if index in failures else answer for index, answer in enumerate(answers))

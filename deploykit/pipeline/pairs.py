@@ -32,7 +32,8 @@ from deploykit.parity.verdict import Verdict
 from deploykit.runners import Target, target_from_text
 from deploykit.runners.labels import labels_from_folder
 from deploykit.runners.onnx_runner import onnx_file
-from deploykit.runners.tokenize import Encoder, max_length_from_folder
+from deploykit.runners.tokenize import Encoder, max_length_from_folder, reads_pairs
+from deploykit.tasks.spans import tokenizer_input
 from deploykit.triton.layout import version_folders
 
 _LABELS: Final = "labels.txt"
@@ -174,7 +175,8 @@ def _token_ids(target: Target, folder: Path, texts: Sequence[str]) -> tuple[list
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    ids = tokenizer(list(texts), truncation=True, max_length=max_length_from_folder(folder))["input_ids"]
+    given = tokenizer_input(texts, pairs=reads_pairs(folder))
+    ids = tokenizer(given, truncation=True, max_length=max_length_from_folder(folder))["input_ids"]
     return ids, [tokenizer.convert_ids_to_tokens(each) for each in ids]
 
 

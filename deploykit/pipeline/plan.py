@@ -123,6 +123,9 @@ def make_plan(recipe: Recipe, base: Path, *, download: bool = True) -> Plan:
         key: resolve_model(name, base, download=download).identity for key, name in others.items() if name is not None
     }
     task: dict[str, JsonValue] = {"task": recipe.task}
+    entries: dict[str, JsonValue] = {
+        "entries": files.get("entries"), "columns": [data["text"], data["label"], data["answer"]]
+    }  # fmt: skip
     settings: dict[Stage, dict[str, JsonValue]] = {
         "data": task
         | {
@@ -139,8 +142,9 @@ def make_plan(recipe: Recipe, base: Path, *, download: bool = True) -> Plan:
         "finetune": task
         | {"model": model, "seed": recipe.seed, "trust_pickle": recipe.trust_pickle}
         | dump["finetune"]
-        | taught,
-        "index": task | {"entries": files.get("entries"), "columns": [data["text"], data["label"], data["answer"]]},
+        | taught
+        | (entries if _learns_entries(recipe) else {}),
+        "index": task | entries,
         "prune": task
         | {limit: dump["goal"][limit] for limit in ("speedup", "p50_ms", "p99_ms", "size_mb")}
         | {"seed": recipe.seed, "finetune": dump["finetune"], "quantize": dump["quantize"]}
@@ -235,6 +239,16 @@ def step_states(plan: Plan, workspace: Path) -> tuple[StepState, ...]:
 def is_kept(found: Manifest) -> bool:
     """Whether an artefact with this manifest is used again: a verdict that is no pass is not."""
     return found.stage != "parity" or found.info.get("verdict") == "pass"
+
+
+def _learns_entries(recipe: Recipe) -> bool:
+    """Whether the texts of the entries are trained on."""
+    if recipe.data.entries is None:
+        return False
+    from deploykit.tasks import find_task
+    from deploykit.train.objective import asked_loss
+
+    return asked_loss(recipe.finetune, find_task(recipe.task)) == "two_towers"
 
 
 def _installed(package: str) -> str:

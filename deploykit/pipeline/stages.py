@@ -87,10 +87,12 @@ def _make_pretrain(context: Context, draft: Draft) -> str:
 
 
 def _make_finetune(context: Context, draft: Draft) -> str:
+    from deploykit.data.entries import read_entries
     from deploykit.runners.checkpoint import resolve_or_error
     from deploykit.tasks.pruned import check_prunable
     from deploykit.train.finetune import finetune
     from deploykit.train.lesson import lesson_from_teacher
+    from deploykit.train.objective import asked_loss
     from deploykit.train.tracking import Tracking
     from deploykit.train.translate import with_located_translators
 
@@ -100,19 +102,23 @@ def _make_finetune(context: Context, draft: Draft) -> str:
     location = pretrained or resolve_or_error(recipe.model, context.base)
     if recipe.prunes:
         check_prunable(location)  # before it is trained for nothing
-    lesson = None
+    data, entries, lesson = context.data(), None, None
+    if asked_loss(recipe.finetune, context.task) == "two_towers":
+        entries = read_entries(recipe.data, context.base)
+        data = data.with_labels(entries.names)
     if recipe.finetune.teacher is not None:
         teacher = resolve_or_error(recipe.finetune.teacher, context.base)
-        lesson = lesson_from_teacher(recipe.finetune, teacher, location, context.data().label_names)
+        lesson = lesson_from_teacher(recipe.finetune, teacher, location, data.label_names)
     result = finetune(
         location,
-        context.data(),
+        data,
         with_located_translators(recipe.finetune, context.base),
         context.task,
         draft.path,
         workspace=context.store.workspace("finetune", key),
         seed=recipe.seed,
         trust_pickle=recipe.trust_pickle,
+        entries=entries,
         lesson=lesson,
         tracking=Tracking(recipe.track, context.store.root.parent / "tracking", recipe.name) if recipe.track else None,
         listener=context.listener,

@@ -62,7 +62,8 @@ class Data(Section):
     entries: Text | None = Field(
         default=None,
         description="The texts that retrieval compares a message with, and their labels, in the columns below; absent:"
-        " those of the training rows. Other ones can be named later without training anew.",
+        " those of the training rows. Other ones can be named later without training anew. For recommendation: the"
+        " items; they are trained on.",
     )
     answer: Text | None = Field(
         default=None, description="The column of the entries that holds the answer's text; absent: there is none."
@@ -76,7 +77,8 @@ class Data(Section):
         description=(
             "The column that holds the label. For entities: one column with a JSON list of {start, end, label},"
             " or with a BIO tag for each word; or three columns, of one span's label, start and end. For intents and"
-            " entities jointly: the intent's column, then those."
+            " entities jointly: the intent's column, then those. For questions: a list of one span, or its start and"
+            " end."
         ),
     )
     strict: bool = Field(default=False, description="Whether a text that is in training and test is an error.")

@@ -41,12 +41,15 @@ class Finetune(Section):
         "time; all biases; the normalizations; an adapter of peft beside the head, which is merged in the end; or "
         "virtual tokens in front of every message, by themselves or through a small network (p_tuning).",
     )
-    loss: Literal["auto", "cross_entropy", "contrastive"] = Field(
+    loss: Literal["auto", "cross_entropy", "contrastive", "two_towers"] = Field(
         default="auto",
         description="What is minimized; contrastive: texts of one label are drawn together and others apart, and a "
-        "head is fitted to what came of it (few examples a label); auto: the task's own.",
+        "head is fitted to what came of it (few examples a label); two_towers: messages near the text of their entry; "
+        "auto: the task's own.",
     )
-    temperature: Positive = Field(default=0.05, description="What cosines are divided by in the contrastive loss.")
+    temperature: Positive = Field(
+        default=0.05, description="What cosines are divided by in the contrastive loss and that of two towers."
+    )
     trained_layers: Count = Field(default=2, description="How many upper layers strategy last_layers trains.")
     layer_decay: float = Field(
         default=1.0, gt=0, le=1, description="How fast each layer learns, as a share of the one above it."

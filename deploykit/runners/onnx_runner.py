@@ -9,6 +9,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
+
 from deploykit.errors import MissingDependencyError, ModelError
 from deploykit.machine import usable_cores
 from deploykit.runners.base import Message, Outputs, Target
@@ -110,7 +112,7 @@ class OnnxRunner:
         self.session = None
 
     def infer(self, messages: Sequence[Message]) -> Outputs:
-        """Every output of the graph for the messages as one batch, and `words` for what has a row for each token.
+        """Every output of the graph for one batch of messages; `words` and `texts` for what has a row for each token.
 
         What can't go together as one batch (images of unlike sizes) goes as several.
 
@@ -134,5 +136,5 @@ class OnnxRunner:
         outputs = dict(zip(self._outputs, values, strict=True))
         if self._task.per_token:
             outputs[self._task.output] = real_tokens(outputs[self._task.output], tensors["attention_mask"])
-            outputs["words"] = tensors["words"]
+            outputs["words"], outputs["texts"] = tensors["words"], np.array(messages, dtype=np.object_)
         return outputs

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 
 from deploykit.errors import RequestError
 from deploykit.runners.hard_texts import HARD_TEXTS, UNENCODABLE, text_of_length
-from deploykit.runners.tokenize import Encoder, max_length_from_folder, refuse_surrogates
+from deploykit.runners.tokenize import Encoder, max_length_from_folder, reads_pairs, refuse_surrogates
 from deploykit.tasks.medium import Encoder as AnyEncoder
 from deploykit.tasks.medium import Hard, TensorInput, Traced
+from deploykit.tasks.spans import token_words, tokenizer_input
 
 _LONGEST = 2048
 """Tokens up to which lengths are tried: attention beyond costs minutes."""
@@ -112,22 +113,26 @@ class Texts:
         from transformers import AutoTokenizer
 
         tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        max_length = max_length_from_folder(folder)
+        max_length, pairs = max_length_from_folder(folder), reads_pairs(folder)
 
         def read(messages: Sequence[str]) -> Mapping[str, Any]:
             try:
-                inputs: Mapping[str, Any] = tokenizer(
-                    list(messages),
+                inputs: Any = tokenizer(
+                    tokenizer_input(messages, pairs=pairs),
                     truncation=True,
                     max_length=max_length,
                     padding=len(messages) > 1,
                     return_tensors="pt",
-                    return_offsets_mapping=offsets,
+                    **({"return_token_type_ids": False} if pairs else {}),
                 )
             except TypeError:
                 refuse_surrogates(messages)
                 raise
-            return inputs
+            if not offsets:
+                return dict(inputs)
+            encodings = zip(messages, inputs.encodings, strict=True)
+            words = np.stack([token_words(text, each, pairs=pairs) for text, each in encodings])
+            return {**inputs, "words": words}
 
         return read
 

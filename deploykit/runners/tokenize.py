@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Encoder", "max_length_from_folder", "refuse_surrogates"]
+__all__ = ["Encoder", "max_length_from_folder", "reads_pairs", "refuse_surrogates"]
 
 import functools
 import json
@@ -17,7 +17,7 @@ from tokenizers import Encoding, Tokenizer
 from deploykit.errors import DataError, ModelError
 from deploykit.runners.padding import padded_rows
 from deploykit.runners.words import WordTable
-from deploykit.tasks.spans import word_spans
+from deploykit.tasks.spans import PAIRS_KEY, token_words, tokenizer_input
 
 _UNSET_LENGTH = 1_000_000
 """transformers writes an absurd `model_max_length` (1e30) where a tokenizer has none."""
@@ -29,6 +29,9 @@ _POSITIONS_BEHIND_PADDING = {
 
 class Encoder:
     """Tokenizes as the served model does: truncated to the model's length, a batch padded on the right to its longest.
+
+    Where the model's messages are pairs, a question and its context, the longer part is cut first, and token types are
+    0 in both.
 
     Args:
         folder: a model folder with `tokenizer.json` and, for the length, `tokenizer_config.json`.
@@ -54,7 +57,8 @@ class Encoder:
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(self.max_length)
         self.pad_id = pad_id_from_folder(folder, self._tokenizer)
-        self._words = WordTable.of(self._tokenizer, _json(path), self.max_length)
+        self._pairs = reads_pairs(folder)
+        self._words = None if self._pairs else WordTable.of(self._tokenizer, _json(path), self.max_length)
 
     def encode(self, messages: Sequence[str], *, words: bool = False) -> dict[str, NDArray[np.int64]]:
         """`input_ids`, `attention_mask` and `token_type_ids`, each int64 [messages, longest].
@@ -82,22 +86,26 @@ class Encoder:
                     "attention_mask": mask,
                     "token_type_ids": types,
                 }
-            encoding = self._tokenizer.encode(messages[0])
+            (encoding,) = self._encodings(messages)
             ids = np.array([encoding.ids], dtype=np.int64)
             return {
                 "input_ids": ids,
                 "attention_mask": np.ones_like(ids),
-                "token_type_ids": np.array([encoding.type_ids], dtype=np.int64),
+                "token_type_ids": np.array([encoding.type_ids], dtype=np.int64) * (not self._pairs),
             }
-        return self._padded(self._tokenizer.encode_batch(list(messages)))
+        return self._padded(self._encodings(messages))
+
+    def _encodings(self, messages: Sequence[str]) -> list[Encoding]:
+        given = tokenizer_input(messages, pairs=self._pairs)
+        if len(given) > 1:
+            return list(self._tokenizer.encode_batch(given))
+        first = given[0]  # a batch of one costs more
+        return [self._tokenizer.encode(first) if isinstance(first, str) else self._tokenizer.encode(*first)]
 
     def _encode_words(self, messages: Sequence[str]) -> dict[str, NDArray[np.int64]]:
-        if len(messages) == 1:  # a batch of one costs more
-            encodings: list[Encoding] = [self._tokenizer.encode(messages[0])]
-        else:
-            encodings = self._tokenizer.encode_batch(list(messages))
+        encodings = self._encodings(messages)
         tensors = self._padded(encodings)
-        decided = [word_spans(text, each.offsets) for text, each in zip(messages, encodings, strict=True)]
+        decided = [token_words(*each, pairs=self._pairs) for each in zip(messages, encodings, strict=True)]
         return tensors | {"words": padded_rows(decided)}
 
     def _padded(self, encodings: Sequence[Encoding]) -> dict[str, NDArray[np.int64]]:
@@ -107,7 +115,7 @@ class Encoder:
             length = len(encoding)
             ids[row, :length] = encoding.ids
             mask[row, :length] = 1
-            types[row, :length] = encoding.type_ids
+            types[row, :length] = 0 if self._pairs else encoding.type_ids
         return {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
@@ -121,7 +129,7 @@ class Encoder:
 
     def lengths(self, messages: Sequence[str]) -> NDArray[np.int64]:
         """Tokens of each message, special ones included and truncated: int64 [messages]."""
-        return np.array([len(encoding) for encoding in self._tokenizer.encode_batch(list(messages))], dtype=np.int64)
+        return np.array([len(encoding) for encoding in self._encodings(messages)], dtype=np.int64)
 
 
 @functools.cache
@@ -146,6 +154,11 @@ def refuse_surrogates(messages: Sequence[str]) -> None:
                 f"message {number} is not valid Unicode: a lone surrogate at character {error.start}",
                 "decode the text as UTF-8 where it enters",
             ) from None
+
+
+def reads_pairs(folder: Path) -> bool:
+    """Whether the messages of a model folder, or of a text entry in a package, are a question and its context."""
+    return bool(_json(folder / "config.json").get(PAIRS_KEY) or _json(folder / "entry.json").get("pairs"))
 
 
 def max_length_from_folder(folder: Path) -> int:

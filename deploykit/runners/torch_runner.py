@@ -17,7 +17,6 @@ from deploykit.runners.base import Message, Outputs, Target
 from deploykit.runners.medium import medium_of
 from deploykit.runners.padding import real_tokens, reunited
 from deploykit.runners.untrusted import check_checkpoint
-from deploykit.tasks.spans import word_spans
 
 
 class TorchRunner:
@@ -68,7 +67,7 @@ class TorchRunner:
         self._model = self._read = None
 
     def infer(self, messages: Sequence[Message]) -> Outputs:
-        """The task's output for the messages as one batch, and `words` for what has a row for each token.
+        """The task's output for the messages as one batch, and `words` and `texts` for what has a row for each token.
 
         The output is float32, whatever precision computed it. What can't go together as one batch goes as several.
 
@@ -84,13 +83,12 @@ class TorchRunner:
         import torch
 
         inputs = dict(self._read(messages))
-        offsets = inputs.pop("offset_mapping", None)
+        words = inputs.pop("words", None)
         with torch.inference_mode():
             given = {name: values.to(self._device) for name, values in inputs.items()}
             outputs = self._model(**given)[self._task.output]
         values = outputs.float().cpu().numpy().astype(np.float32, copy=False)
-        if offsets is None:
+        if words is None:
             return {self._task.output: values}
-        mask = inputs["attention_mask"].numpy()
-        words = [word_spans(text, each.tolist()) for text, each in zip(messages, offsets, strict=True)]
-        return {self._task.output: real_tokens(values, mask), "words": np.stack(words)}
+        mask, texts = inputs["attention_mask"].numpy(), np.array(messages, dtype=np.object_)
+        return {self._task.output: real_tokens(values, mask), "words": words, "texts": texts}

@@ -98,13 +98,14 @@ class TritonClient:
         """
         return self._call(lambda left_s: self._wire.metadata(model, left_s), model)
 
-    def ask(self, model: str, texts: Sequence[str], top_k: int = 1, task: Task | None = None) -> list[Answer]:
+    def ask(self, model: str, texts: Sequence[str], top_k: int | None = None, task: Task | None = None) -> list[Answer]:
         """What a served entry answers to these messages, sent as one batch.
 
         Args:
             model: the entry's name.
             texts: the messages.
-            top_k: how many labels for each message, the alternatives included, where the task ranks them.
+            top_k: how many labels for each message, the alternatives included, where the task ranks them; as many as
+                the task is judged by unless given.
             task: what the model does. Where messages are texts its outputs tell; for other ones it has to be named.
 
         Raises:
@@ -119,7 +120,7 @@ class TritonClient:
         texts: Sequence[str],
         task: Task | None,
         outputs: Sequence[str] | None = None,
-        top_k: int = 1,
+        top_k: int | None = None,
     ) -> tuple[list[Answer], dict[str, NDArray[Any]]]:
         """One inference of a served entry: the answers, and further outputs; all of them where `outputs` is None.
 
@@ -130,7 +131,7 @@ class TritonClient:
         wanted = () if outputs is None else (*known, *outputs)
         medium = TEXTS if task is None else medium_of(task)
         sent = np.array(medium.sent(texts), dtype=np.object_).reshape(len(texts), 1)
-        found = self.infer(model, {medium.name: sent}, wanted, {"top_k": top_k})
+        found = self.infer(model, {medium.name: sent}, wanted, {} if top_k is None else {"top_k": top_k})
         task = task or task_of_outputs(found)
         if task is None:
             raise self._malformed(f"outputs {', '.join(found) or 'none'}, which no text model has")

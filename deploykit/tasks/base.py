@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 
 Message = str
 """A text, or what stands for another kind of message (`Medium`): hashable, equal where the messages are."""
-Loss = Literal["cross_entropy", "contrastive"]
-"""What a training minimizes: the cost of wrong labels, or of texts of one label that are far from each other."""
+Loss = Literal["cross_entropy", "contrastive", "two_towers"]
+"""What a training minimizes: the cost of wrong labels; of texts of one label that are far from each other; or of
+messages that are far from the text of their entry."""
 Outputs: TypeAlias = "Mapping[str, NDArray[Any]]"
 """Named arrays, the first axis the batch: for a classifier `logits`, float32 [batch, labels]. What has a row for each
 token has the longest message's tokens as its second axis, and zeros behind the end of the shorter ones."""
@@ -96,19 +97,24 @@ class Section:
         past: the one behind the last.
         by_token: whether one is right for each token; else for the message, and the row of its first token tells it.
         weight: of its cost in the training.
+        over_tokens: whether it is one column, and what is right is one of the tokens, or none of them; the logit of
+            none is 0 and stands in the place of the first token's.
     """
 
     first: int
     past: int
     by_token: bool
     weight: float = 1.0
+    over_tokens: bool = False
 
     def rows(self, values: Any) -> Any:
         """What of an array or tensor [messages, tokens, ...] it is about: all, or the first token's [messages, ...]."""
         return values if self.by_token else values[:, 0]
 
     def columns(self, values: Any) -> Any:
-        """Its own columns of those rows."""
+        """Its own columns of those rows; [messages, tokens] where it is one column over tokens."""
+        if self.over_tokens:
+            return values[..., self.first]
         return self.rows(values)[..., self.first : self.past]
 
 
@@ -150,7 +156,7 @@ class Task(Protocol):
         """Whether that output has a row for each token.
 
         Runners then give `words` beside it, int64 [batch, tokens, 2]: the part of the text that a token decides on,
-        0 and 0 where it decides on none (`deploykit.tasks.spans`).
+        0 and 0 where it decides on none (`deploykit.tasks.spans`); and `texts`, the messages, objects [batch].
         """
         ...
 
@@ -230,7 +236,7 @@ class Task(Protocol):
         ...
 
     def answers(self, outputs: Outputs, label_names: Sequence[str], top_k: int = 1) -> list[Answer]:
-        """What a client is told for each message."""
+        """What a client is told for each message; where `top_k` is not given, as many as `scores` looks at."""
         ...
 
     def right_answers(self, labels: Sequence[Label], label_names: Sequence[str]) -> list[Answer]:

@@ -173,11 +173,9 @@ class IntentAndEntities:
         return [*(f"{INTENT}{each}" for each in wanted), *asked], [*(f"{INTENT}{each}" for each in chosen), *said]
 
     def entry(self) -> tuple[Path, ...]:
-        """The text model's source files, with those of both single tasks."""
-        _, *beside = _ENTITIES.entry()
-        singles = [task.entry()[0] for task in (_INTENTS, _ENTITIES)]
+        """The text model's source files, with those of token classification."""
         shared = entry_files("intent_and_entities")
-        return *shared, *singles, *(path for path in beside if path not in shared)
+        return *shared, *(path for path in _ENTITIES.entry() if path not in shared)
 
     def served_settings(self, folder: Path) -> Mapping[str, Any]:
         """Nothing."""

@@ -183,7 +183,7 @@ class Medium(Protocol):
         ...
 
     def reader(self, folder: Path, *, offsets: bool) -> Callable[[Sequence[str]], Mapping[str, Any]]:
-        """What gives that model its inputs: PyTorch tensors, and `offset_mapping` where asked."""
+        """What gives that model its inputs: PyTorch tensors; where asked also `words`, what tokens decide on."""
         ...
 
     def traced(self, whole: Any, output: str) -> Traced:

@@ -1,20 +1,29 @@
-"""Which words of a message its tokens decide on, and which spans of the text their labels make.
+"""Which words of a message its tokens decide on, and which spans of the text their labels or logits make.
+
+A message can be a pair: a question and, behind the first line break, its context.
 
 It is copied into packages too, beside the text model: it needs numpy and nothing else. Offsets are Unicode code points.
 """
 
 from __future__ import annotations
 
-__all__ = ["Found", "spans_of_labels", "tag_parts", "tagged", "word_spans"]
+__all__ = [
+    "PAIRS_KEY", "Best", "Found", "best_span", "pair_words", "spans_of_labels", "split_pair", "tag_parts", "tagged",
+    "token_words", "tokenizer_input", "word_spans",
+]  # fmt: skip
 
 import re
 import unicodedata
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+PAIRS_KEY = "deploykit_pairs"
+"""In config.json: that messages are pairs."""
+_MOST_WORDS = 30
+"""Of an answer."""
 _ASCII_WORDS = re.compile(r"\w+|[^\w\s]")
 
 
@@ -132,3 +141,86 @@ def tagged(words: NDArray[np.int64], logits: NDArray[np.float32], tags: Sequence
     chosen = rows.argmax(axis=1)
     scores = 1 / np.exp(rows - rows.max(axis=1, keepdims=True)).sum(axis=1)
     return spans_of_labels(words[deciding], chosen, scores, tags)
+
+
+def tokenizer_input(messages: Sequence[str], *, pairs: bool) -> list[Any]:
+    """What a tokenizer is given for these messages: the texts, or two of each."""
+    return [split_pair(message) for message in messages] if pairs else list(messages)
+
+
+def token_words(message: str, encoding: Any, *, pairs: bool) -> NDArray[np.int64]:
+    """The part of a message that each token decides on (`word_spans`), or of a pair the word that it belongs to.
+
+    Args:
+        message: the text.
+        encoding: of the library `tokenizers`.
+        pairs: whether messages are pairs.
+    """
+    if pairs:
+        return pair_words(message, encoding.offsets, encoding.sequence_ids)
+    return word_spans(message, encoding.offsets)
+
+
+class Best(NamedTuple):
+    """The answer of a message: where it is, 0 and 0 for none; its probability; where the last word read ends."""
+
+    start: int
+    end: int
+    score: float
+    read: int
+
+
+def split_pair(message: str) -> tuple[str, str]:
+    """The question and the context; a message without a line break has no context."""
+    question, _, context = message.partition("\n")
+    return question, context
+
+
+def pair_words(message: str, offsets: Sequence[tuple[int, int]], parts: Sequence[int | None]) -> NDArray[np.int64]:
+    """The word of the context that each token belongs to: int64 [tokens, 2], start and end; 0 and 0 for no word.
+
+    Args:
+        message: the pair as one text.
+        offsets: of the tokens in their part.
+        parts: of the tokens: 1 for the context's.
+    """
+    question, context = split_pair(message)
+    own = [token for token, part in enumerate(parts) if part == 1]
+    inside = [offsets[token] for token in own]
+    decided = word_spans(context, inside)
+    for place in range(1, len(own)):
+        begin, end = inside[place]
+        if not decided[place, 1] and begin < end and begin < decided[place - 1, 1]:
+            decided[place] = decided[place - 1]  # the word goes on
+    words = np.zeros((len(offsets), 2), dtype=np.int64)
+    found = decided[:, 1] > 0
+    words[np.array(own, dtype=np.int64)[found]] = decided[found] + len(question) + 1
+    return words
+
+
+def best_span(words: NDArray[np.int64], logits: NDArray[np.float32]) -> Best:
+    """The likeliest run of words of the context, or none where its logits come to less than 0.
+
+    The logit of "no answer" is 0 for both ends; an answer begins with a word's first token and ends with a word's last.
+
+    Args:
+        words: [tokens, 2], the word of each token, 0 and 0 for none.
+        logits: [tokens, 2], of the beginning and the end of the answer.
+    """
+    tokens = np.flatnonzero(words[: len(logits), 1])
+    if not len(tokens):
+        return Best(0, 0, 1.0, 0)
+    values = logits[tokens].astype(np.float64)
+    peaks = values.max(axis=0).clip(min=0.0)
+    totals = peaks + np.log(np.exp(-peaks) + np.exp(values - peaks).sum(axis=0))  # none is one more choice
+    changes = np.flatnonzero((words[tokens[1:]] != words[tokens[:-1]]).any(axis=1))
+    starts, ends = values[np.r_[0, changes + 1], 0], values[np.r_[changes, len(tokens) - 1], 1]
+    places = np.arange(len(starts))
+    behind = places[np.newaxis] - places[:, np.newaxis]
+    sums = np.where((behind >= 0) & (behind < _MOST_WORDS), starts[:, np.newaxis] + ends, -np.inf)
+    first, last = np.unravel_index(int(sums.argmax()), sums.shape)
+    found = words[tokens[np.r_[0, changes + 1]]]
+    read, total = int(found[-1, 1]), float(totals.sum())
+    if sums[first, last] <= 0:
+        return Best(0, 0, float(np.exp(-total)), read)
+    return Best(int(found[first, 0]), int(found[last, 1]), float(np.exp(sums[first, last] - total)), read)

@@ -65,8 +65,9 @@ def in_full(network: Any) -> Any:
 
     for name, module in list(network.named_modules()):
         if isinstance(module, LoraLayer):
-            base = module.get_base_layer()
-            learned = module.get_delta_weight("default").float()
+            adapted: Any = module
+            base = adapted.get_base_layer()
+            learned = adapted.get_delta_weight("default").float()
             stored = dequantize_bnb_weight(base.weight, state=getattr(base, "state", None)).float()
             plain = torch.nn.Linear(
                 base.in_features, base.out_features, base.bias is not None, device=learned.device, dtype=learned.dtype

@@ -157,13 +157,11 @@ def distillation_loss(
         loss = settings.soft_weight * heat**2 * soft.mean() + (1 - settings.soft_weight) * costs.mean()
         return loss + _hidden_loss(outputs, batch, settings)
     loss = 0.0
-    for part in sections_of(logits, labels, sections):
-        found, expected, own = part.logits, wanted[..., part.columns], part.labels
+    for part, taught in zip(sections_of(logits, labels, sections), sections_of(wanted, labels, sections), strict=True):
+        found, expected, own = part.logits, taught.logits, part.labels
         if found.ndim == 3:  # an answer for each token: those of the padding teach nothing
             real = batch["attention_mask"].bool()
             found, expected, own = found[real], expected[real], own[real]
-        elif expected.ndim == 3:  # one for the message, beside those for its tokens
-            expected = expected[:, 0]
         soft = functional.kl_div(
             functional.log_softmax(found / heat, dim=-1),
             functional.log_softmax(expected / heat, dim=-1),

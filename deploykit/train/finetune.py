@@ -12,17 +12,22 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from deploykit.data.dataset import LabelledData
+from deploykit.data.entries import Entries
 from deploykit.data.spill import Gathering, taken
 from deploykit.data.table import Table
-from deploykit.errors import TrainingError
+from deploykit.errors import TrainingError, UsageError
 from deploykit.events import Listener, Note, ignore
 from deploykit.recipe import Finetune
 from deploykit.runners.medium import medium_of
+from deploykit.runners.tokenize import max_length_from_folder
 from deploykit.runners.untrusted import check_checkpoint
 from deploykit.tasks import Task
 from deploykit.tasks.base import Loss
 from deploykit.tasks.quiet import quiet_transformers
+from deploykit.tasks.spans import PAIRS_KEY
 from deploykit.train.arguments import precision_of, training_arguments
 from deploykit.train.augment import labelled_copies
 from deploykit.train.checkpoints import last_complete
@@ -45,6 +50,7 @@ from deploykit.train.strategy import (
     trained_shares,
     unfreezing,
 )
+from deploykit.train.towers import popularity_bias, tower_rows
 from deploykit.train.tracking import Tracking, tracked
 from deploykit.train.trainer import NAN_HINT, interrupts, trainer_class, watching
 from deploykit.train.translate import back_translated
@@ -87,6 +93,7 @@ def finetune(
     workspace: Path,
     seed: int = 0,
     trust_pickle: bool = False,
+    entries: Entries | None = None,
     lesson: Lesson | None = None,
     tracking: Tracking | None = None,
     stage: str = "finetune",
@@ -107,6 +114,7 @@ def finetune(
         workspace: the folder for checkpoints. It belongs to this model, data and these settings alone.
         seed: of the new head, the order of the data, and dropout.
         trust_pickle: load pickled weights, which can run code.
+        entries: what messages are compared with, for the loss of two towers; their names are those of the data.
         lesson: learn from a teacher too.
         tracking: what hears of the curves.
         stage: what progress is reported as.
@@ -131,9 +139,10 @@ def finetune(
         if settings.strategy in PROMPTS:
             tokenizer = learn_prompt(network, tokenizer, settings, data.label_names, max_length_from_folder(model))
         splits = _splits(
-            tokenizer, network, data, settings, task, seed,
+            tokenizer, network, data, settings, task, seed, listener,
             partial(back_translated, data.train.texts, settings, seed=seed, workspace=workspace, listener=listener),
         )  # fmt: skip
+        splits |= _towers(splits["train"], tokenizer, network, data, task, entries, seed, loss)
         epochs = settings.epochs
         if lesson is not None:
             labelled = len(splits["train"])
@@ -153,9 +162,7 @@ def finetune(
             splits["train"] = [row | {"row": number} for number, row in enumerate(splits["train"])]
         objective = objective_from_settings(settings, task, splits["train"], data.label_names, loss)
         rates = layer_rates(network, settings)
-        fitting = None
-        if loss == "contrastive":  # altered copies are behind the rows themselves
-            fitting = Fitting(network, splits["train"][: len(data.train)], collate, task, seed)
+        fitting = None if loss == "cross_entropy" else _fitting(network, splits, data, settings, task, collate, seed)
         trainer = trainer_class(steps_per_epoch, objective, distillation, adapter, rates)(
             model=network,
             args=training_arguments(
@@ -196,6 +203,7 @@ def finetune(
         if fitting:
             fitting.finish()
         metrics = _final_metrics(trainer, network, splits["validation"], task, data.label_names)
+        metrics |= _popularity(fitting, splits["validation"], task, data.label_names)
         trainable, count = trained_shares(list(network.parameters()))
         _save(trainer, network if adapter is None else adapter.merged(), tokenizer, out)
     return FinetuneResult(
@@ -244,9 +252,9 @@ _DROPOUTS = (
 
 def _splits(
     tokenizer: Any, network: Any, data: LabelledData, settings: Finetune, task: Task, seed: int,
-    translated: Callable[[int], Sequence[str]],
+    listener: Listener, translated: Callable[[int], Sequence[str]],
 ) -> dict[str, Sequence[Row]]:  # fmt: skip
-    """The rows to train on, behind them their altered copies, and those to watch."""
+    """The rows to train on, behind them their altered copies, and those to watch; says where contexts are cut."""
 
     def gathered(table: Table) -> Gathering[Row]:
         found = gathered_rows()
@@ -254,10 +262,57 @@ def _splits(
         return found
 
     train, watched = gathered(data.train), gathered(data.validation).done()
+    longest = getattr(tokenizer, "model_max_length", 0)
+    if getattr(network.config, PAIRS_KEY, False):
+        cut = sum(row_length(row) >= longest for row in train.done())
+        if cut:
+            listener(
+                Note(f"{cut:,} contexts fill all {longest} tokens of finetune.max_length: what is behind is not read")
+            )
     if settings.augment:
         train.extend(labelled_copies(train.done(), data, settings, task, tokenizer, network, seed, translated))
     order = sorted(range(len(watched)), key=[row_length(row) for row in watched].__getitem__)
     return {"train": train.done(), "validation": taken(watched, order)}  # batches of like lengths pad little
+
+
+def _towers(
+    messages: Sequence[Row],
+    tokenizer: Any,
+    network: Any,
+    data: LabelledData,
+    task: Task,
+    entries: Entries | None,
+    seed: int,
+    loss: Loss,
+) -> dict[str, list[Row]]:
+    """The rows to train two towers on, and those of the entries; nothing for another loss.
+
+    Raises:
+        UsageError: there are no entries.
+    """
+    if loss != "two_towers":
+        return {}
+    if entries is None:
+        raise UsageError("two towers need entries, and there are none", "name them: data.entries, or --entries")
+    standing = list(training_rows(tokenizer, network, entries.texts, task, entries.labels, data.label_names))
+    return {"train": tower_rows(messages, standing, seed), "entries": standing}
+
+
+def _fitting(
+    network: Any,
+    splits: Mapping[str, Sequence[Row]],
+    data: LabelledData,
+    settings: Finetune,
+    task: Task,
+    collate: Any,
+    seed: int,
+) -> Fitting:
+    """What fits the head: to the training rows, without their altered copies behind them, or to the entries."""
+    if "entries" not in splits:
+        return Fitting(network, splits["train"][: len(data.train)], collate, task, seed)
+    asked = [row["labels"] for row in splits["train"][: 2 * len(data.train) : 2]]
+    bias = popularity_bias(asked, len(data.label_names), settings.temperature)
+    return Fitting(network, splits["entries"], collate, task, seed, bias)
 
 
 def _network(
@@ -273,10 +328,10 @@ def _network(
         use_safetensors=None if trust_pickle else True,
         dtype=torch.float32,  # master weights; autocast computes in `precision`
         **_dropout(model, settings.dropout),
-        **({"pooling": "mean"} if loss == "contrastive" else {}),
+        **({"pooling": "mean"} if loss != "cross_entropy" else {}),
     )
     freeze(network, settings)
-    if loss == "contrastive" or task.entries:
+    if loss != "cross_entropy" or task.entries:
         network.classifier.requires_grad_(False)  # it is fitted, and entries stay those of the whole model
     return network
 
@@ -293,6 +348,15 @@ def _final_metrics(trainer: Any, network: Any, validation: Any, task: Task, name
         if not math.isfinite(value):
             raise TrainingError(f"{name} is not a number after step {trainer.state.global_step}", NAN_HINT)
     return metrics
+
+
+def _popularity(fitting: Fitting | None, rows: Sequence[Row], task: Task, names: Sequence[str]) -> dict[str, float]:
+    """What the task's metric would be if every message were answered with what is asked for most; for two towers."""
+    if fitting is None or fitting.bias is None:
+        return {}
+    targets = np.array([row["labels"] for row in rows])
+    found = task.metrics(np.broadcast_to(fitting.bias, (len(rows), len(names))), targets, names)
+    return {f"popularity_{task.metric}": found[task.metric]}
 
 
 def _move_head(network: Any, shift: float, outputs: int) -> None:

@@ -32,15 +32,24 @@ class Fitting:
 
     Args:
         network: the model.
-        rows: to train on, with `labels`.
+        rows: to train on, with `labels`; or those of the entries.
         collate: makes a batch of rows.
         task: what the model learns.
         seed: of the grouping of many texts.
+        bias: of each entry, where it has one.
     """
 
-    def __init__(self, network: Any, rows: Sequence[Row], collate: Callable[..., Any], task: Task, seed: int) -> None:
-        self._rows = rows
-        self._fit = partial(fit_head, network, collate=collate, task=task, seed=seed)
+    def __init__(
+        self,
+        network: Any,
+        rows: Sequence[Row],
+        collate: Callable[..., Any],
+        task: Task,
+        seed: int,
+        bias: NDArray[np.float32] | None = None,
+    ) -> None:
+        self._rows, self.bias = rows, bias
+        self._fit = partial(fit_head, network, collate=collate, task=task, seed=seed, bias=bias)
         self._fit(first_of_each(rows))
 
     def callback(self) -> Any:
@@ -60,7 +69,14 @@ class Fitting:
         self._fit(self._rows)
 
 
-def fit_head(network: Any, rows: Sequence[Row], collate: Callable[..., Any], task: Task, seed: int) -> None:
+def fit_head(
+    network: Any,
+    rows: Sequence[Row],
+    collate: Callable[..., Any],
+    task: Task,
+    seed: int,
+    bias: NDArray[np.float32] | None = None,
+) -> None:
     """Fit the head of a sentence model to its embeddings of these rows.
 
     Where labels stand for texts, or have one text each, the head's rows are the embeddings themselves (`entry_rows`);
@@ -72,13 +88,15 @@ def fit_head(network: Any, rows: Sequence[Row], collate: Callable[..., Any], tas
         collate: makes a batch of rows.
         task: what the model does.
         seed: of the grouping of many texts.
+        bias: float32 [labels] of the entries; none where it is left out.
     """
     import torch
 
     labels = np.array([row["labels"] for row in rows], dtype=np.int64)
     found = embeddings_of(network, rows, collate)
     if task.entries or len(set(labels.tolist())) == len(labels):
-        network.set_head(torch.from_numpy(entry_rows(found, labels, seed)))
+        offsets = None if bias is None else torch.from_numpy(bias)
+        network.set_head(torch.from_numpy(entry_rows(found, labels, seed)), offsets)
     else:
         weights, bias = regression_rows(found, labels)
         network.set_head(torch.from_numpy(weights[:, np.newaxis]), torch.from_numpy(bias))

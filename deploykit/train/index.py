@@ -5,7 +5,9 @@ from __future__ import annotations
 __all__ = ["index_checkpoint"]
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -45,7 +47,7 @@ def index_checkpoint(checkpoint: Path, out: Path, task: Task, entries: Entries) 
         raise UsageError(f"{task.name} has no entries", "use a model of the task retrieval")
     check_checkpoint(checkpoint)
     if not is_sentence_model(checkpoint):
-        raise ModelError(f"{checkpoint} is no retrieval model", "make one: deploykit finetune --task retrieval")
+        raise ModelError(f"{checkpoint} is no {task.name} model", f"make one: deploykit finetune --task {task.name}")
     with quiet_transformers():
         tokenizer = AutoTokenizer.from_pretrained(checkpoint, use_fast=True, trust_remote_code=False)
         tokenizer.model_max_length = max_length_from_folder(checkpoint)
@@ -56,7 +58,8 @@ def index_checkpoint(checkpoint: Path, out: Path, task: Task, entries: Entries) 
         number = {name: place for place, name in enumerate(entries.names)}
         labels = np.array([number[name] for name in entries.labels], dtype=np.int64)
         weight = entry_rows(embeddings_of(network, rows, padding_collator(tokenizer)), labels, seed=0)
-        network.set_head(torch.from_numpy(weight))
+        bias = _kept_bias(network, entries.names) if "two_towers" in task.losses else None
+        network.set_head(torch.from_numpy(weight), bias)
         network.config.id2label = dict(enumerate(entries.names))
         network.config.label2id = number
         setattr(network.config, ANSWERS_KEY, dict(entries.answers))
@@ -65,3 +68,13 @@ def index_checkpoint(checkpoint: Path, out: Path, task: Task, entries: Entries) 
         if (checkpoint / name).is_file():
             shutil.copy2(checkpoint / name, out / name)
     return int(getattr(network.config, ENTRIES_KEY))
+
+
+def _kept_bias(network: Any, names: Sequence[str]) -> Any:
+    """The bias that each of these entries has in the model; that of the least wanted for one that it does not know."""
+    import torch
+
+    config = network.config
+    own = network.classifier.bias.detach()[:: getattr(config, ENTRIES_KEY)].tolist()
+    known = {config.id2label[place]: value for place, value in enumerate(own)}
+    return torch.tensor([known.get(name, min(own)) for name in names])

@@ -6,7 +6,7 @@ embeddings those of Miyato, Dai and Goodfellow 2017 (section 3), known as FGM.
 
 from __future__ import annotations
 
-__all__ = ["Objective", "chosen_loss", "class_weights", "objective_from_settings"]
+__all__ = ["Objective", "asked_loss", "chosen_loss", "class_weights", "objective_from_settings"]
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +21,7 @@ from deploykit.tasks import Task
 from deploykit.tasks.base import Loss, Section
 from deploykit.train.contrastive import check_pairs, contrastive_loss
 from deploykit.train.rows import NO_LABEL, Part, Row, sections_of
+from deploykit.train.towers import towers_loss
 
 _OF_LABELS = ("class_weights", "focal_gamma", "label_smoothing", "r_drop", "adversarial")
 """Settings of a loss that compares logits with labels."""
@@ -40,6 +41,7 @@ class Objective:
         several: whether a message may have several labels: each is judged by itself.
         sections: the parts of the logits that are decided on apart, their weighted costs added; none for one part.
         temperature: of the contrastive loss, which then is the whole of it; None for cross entropy.
+        towers: whether rows are messages and the texts of their entries, and only these are compared.
     """
 
     output: str
@@ -51,6 +53,7 @@ class Objective:
     several: bool = False
     sections: tuple[Section, ...] = ()
     temperature: float | None = None
+    towers: bool = False
 
     @property
     def plain(self) -> bool:
@@ -64,15 +67,17 @@ class Objective:
 
         Args:
             model: in training, or in evaluation, where only the cross entropy counts.
-            batch: what the model takes, with `labels` (-100 where there is none).
+            batch: what the model takes, with `labels` (-100 where there is none), and `entry` for two towers.
         """
-        inputs = {name: value for name, value in batch.items() if name != "labels"}
+        inputs = {name: value for name, value in batch.items() if name not in ("labels", "entry")}
         labels = batch["labels"]
         if not model.training:
             outputs = model(**inputs)
             return self._cost(outputs[self.output], labels), outputs
         if self.temperature is not None:
             outputs = model(**inputs)
+            if self.towers:
+                return towers_loss(outputs["embedding"], labels, batch["entry"], self.temperature), outputs
             return contrastive_loss(outputs["embedding"], labels, self.temperature), outputs
         if not self.adversarial:
             return self._agreed(model, inputs, labels)
@@ -173,26 +178,32 @@ class Objective:
         return functional.log_softmax(logits, dim=-1)
 
 
+def asked_loss(settings: Finetune, task: Task) -> Loss:
+    """The loss that a recipe's `finetune` section names, or the task's own."""
+    loss: Loss = task.losses[0] if settings.loss == "auto" else settings.loss
+    return loss
+
+
 def chosen_loss(settings: Finetune, task: Task) -> Loss:
-    """The loss that a recipe's `finetune` section asks for, or the task's own.
+    """The loss of `asked_loss`, which fits the task and the other settings.
 
     Raises:
         TrainingError: the task can't be trained by it, or it leaves no room for something else that is asked for.
     """
-    loss: Loss = task.losses[0] if settings.loss == "auto" else settings.loss
+    loss = asked_loss(settings, task)
     if loss not in task.losses:
         raise TrainingError(f"{task.name} can't be trained by the {loss} loss", f"finetune.loss={task.losses[0]}")
-    if loss == "contrastive":
+    if loss != "cross_entropy":
         strange = [name for name in (*_OF_LABELS, "teacher")
                    if getattr(settings, name) != type(settings).model_fields[name].default]  # fmt: skip
         if strange:
             raise TrainingError(
-                f"the contrastive loss leaves no room for finetune.{', finetune.'.join(strange)}",
+                f"the {loss} loss leaves no room for finetune.{', finetune.'.join(strange)}",
                 "leave out one of both",
             )
         if settings.strategy == "head" and settings.epochs:
             raise TrainingError(
-                "the contrastive loss trains the encoder, and finetune.strategy=head leaves it as it is",
+                f"the {loss} loss trains the encoder, and finetune.strategy=head leaves it as it is",
                 "finetune.epochs=0 fits the head alone",
             )
     elif not settings.epochs:
@@ -212,11 +223,18 @@ def objective_from_settings(
         names: what the model's outputs are called.
         loss: what `chosen_loss` says.
     """
-    if loss == "contrastive":
-        if settings.epochs:
+    if loss != "cross_entropy":
+        if loss == "contrastive" and settings.epochs:
             check_pairs([row["labels"] for row in rows])
-        return Objective(task.output, temperature=settings.temperature)
+        if loss == "two_towers" and settings.batch_size < 4:
+            raise TrainingError(
+                f"finetune.batch_size={settings.batch_size} leaves a message no other entries to be held against",
+                "half of a batch are messages: use 32 or more",
+            )
+        return Objective(task.output, temperature=settings.temperature, towers=loss == "two_towers")
     sections = task.sections(names)
+    if settings.class_weights == "balanced" and any(section.over_tokens for section in sections):
+        raise TrainingError(f"{task.name} has no classes to weigh", "leave out finetune.class_weights")
     return Objective(
         task.output,
         class_weights(rows, len(names), sections) if settings.class_weights == "balanced" else None,

@@ -18,7 +18,7 @@ from deploykit.errors import ModelError
 from deploykit.runners.medium import medium_of
 from deploykit.tasks import Task
 from deploykit.tasks.base import Section
-from deploykit.tasks.spans import word_spans
+from deploykit.tasks.spans import PAIRS_KEY, token_words, tokenizer_input
 
 Row = dict[str, Any]
 
@@ -50,14 +50,17 @@ def training_rows(
             f"{task.name} needs to know where tokens are in the text, and this tokenizer does not say",
             "use a model with a fast tokenizer (tokenizer.json)",
         )
-    taken, medium = inspect.signature(network.forward).parameters, medium_of(task)
+    taken, medium = set(inspect.signature(network.forward).parameters), medium_of(task)
+    pairs = bool(getattr(network.config, PAIRS_KEY, False))
+    if pairs:
+        taken.discard("token_type_ids")  # the exported graph takes none: the separator tells the parts apart
     for start in range(0, len(texts), _BATCH):  # a tokenizer's answer takes many times the room of its rows
         part = list(texts[start : start + _BATCH])
-        encoded = medium.rows(tokenizer, part, offsets=task.per_token)
+        encoded: Any = medium.rows(tokenizer, tokenizer_input(part, pairs=pairs), offsets=task.per_token)
         if labels is None:
             targets = [unlabelled(ids, task, len(names)) for ids in encoded["input_ids"]]
         elif task.per_token:
-            words = [word_spans(text, each) for text, each in zip(part, encoded["offset_mapping"], strict=True)]
+            words = [token_words(text, each, pairs=pairs) for text, each in zip(part, encoded.encodings, strict=True)]
             targets = task.targets(labels[start : start + _BATCH], names, words)
         else:
             targets = task.targets(labels[start : start + _BATCH], names)
@@ -106,6 +109,10 @@ def padding_collator(tokenizer: Any) -> Callable[[Sequence[Row]], Any]:
     return collate
 
 
+_NEVER = -1e4
+"""The logit of a token that can't be chosen: low enough, and its slope is a number."""
+
+
 class Part(NamedTuple):
     """What of a batch is decided on apart: its logits, its labels counted from 0, its columns, its cost's weight."""
 
@@ -126,7 +133,25 @@ def sections_of(logits: Any, labels: Any, sections: Sequence[Section]) -> Iterat
     if not sections:
         yield Part(logits, labels, slice(None), 1.0)
     for section in sections:
+        if section.over_tokens:
+            yield _over_tokens(section, logits, labels)
+            continue
         wanted = section.rows(labels)
         others = (wanted < section.first) | (wanted >= section.past)
         own = (wanted - section.first).masked_fill(others, NO_LABEL)
         yield Part(section.columns(logits), own, slice(section.first, section.past), section.weight)
+
+
+def _over_tokens(section: Section, logits: Any, labels: Any) -> Part:
+    """The choice of one token, or of none in the first one's place; rows without labels have nothing to choose from.
+
+    The labels are those that the section's own bit is set in, 1 for the first column.
+    """
+    import torch
+
+    real = labels != NO_LABEL
+    found = section.columns(logits).masked_fill(~real, _NEVER)
+    found = torch.cat([torch.zeros_like(found[:, :1]), found[:, 1:]], dim=1)
+    marked = real & ((labels.clamp_min(0) >> section.first) & 1).bool()
+    own = marked.int().argmax(dim=1).masked_fill(~real.any(dim=1), NO_LABEL)
+    return Part(found, own.long(), slice(section.first, section.past), section.weight)

@@ -19,6 +19,7 @@ from deploykit.train.distill import Distillation, distillation_loss
 from deploykit.train.objective import Objective
 from deploykit.train.rows import row_length
 from deploykit.train.strategy import Adapter
+from deploykit.train.towers import TowerSampler
 
 NAN_HINT = "lower finetune.learning_rate, or use finetune.precision=fp32"
 _SAVE_EVERY_S = 60.0
@@ -95,7 +96,8 @@ def trainer_class(
             data = self.train_dataset if train_dataset is None else train_dataset
             if objective.temperature is not None:
                 size = self.args.train_batch_size * self.args.gradient_accumulation_steps
-                return PairSampler(data, size, lambda: self.args.seed + self.state.global_step // steps_per_epoch)
+                sampler = TowerSampler if objective.towers else PairSampler
+                return sampler(data, size, lambda: self.args.seed + self.state.global_step // steps_per_epoch)
             size = self.args.train_batch_size * self.args.gradient_accumulation_steps
             return EpochSampler(size, dataset=data, lengths=[row_length(row) for row in data])
 

@@ -228,8 +228,8 @@ class FakeClient:
     def __exit__(self, *_: object) -> None:
         pass
 
-    def ask(self, model: str, texts: list[str], top_k: int = 1) -> list[Classified]:
-        return [Classified("remboursement é", 0.75, (("cancel", 0.125),) * (top_k - 1)) for _ in texts]
+    def ask(self, model: str, texts: list[str], top_k: int | None = None) -> list[Classified]:
+        return [Classified("remboursement é", 0.75, (("cancel", 0.125),) * ((top_k or 1) - 1)) for _ in texts]
 
 
 def test_ask_prints_an_answer_for_every_text(deploykit: Deploykit, monkeypatch: pytest.MonkeyPatch) -> None:

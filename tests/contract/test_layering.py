@@ -27,6 +27,8 @@ CARRIED = (
     "triton/entries/logits_model.py",
     "triton/entries/message_model.py",
     "triton/entries/ranking.py",
+    "triton/entries/question_answering.py",
+    "triton/entries/recommendation.py",
     "triton/entries/retrieval.py",
     "triton/entries/text_model.py",
     "triton/entries/text_classification.py",

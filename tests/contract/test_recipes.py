@@ -53,6 +53,17 @@ def test_a_limit_on_speed_or_size_prunes() -> None:
     assert "prune" not in stages("goal.speedup=5", "prune.strategy=none")
 
 
+@pytest.mark.parametrize(("name", "trained_on"), [("faq", False), ("recommendation", True)])
+def test_other_entries_train_anew_only_what_learns_from_them(name: str, trained_on: bool) -> None:
+    plans = [
+        make_plan(load_recipe(RECIPES / f"{name}.yaml", [f"data.entries={entries}"]), Path(), download=False)
+        for entries in ("sample:faq/entries", "sample:offers/entries")
+    ]
+    finetune, index = ([plan.step(stage).key for plan in plans] for stage in ("finetune", "index"))
+    assert (finetune[0] != finetune[1]) == trained_on
+    assert index[0] != index[1]
+
+
 @pytest.mark.parametrize("path", ALL, ids=lambda path: path.name)
 def test_a_recipe_says_how_it_is_run_and_names_its_version(path: Path) -> None:
     text = path.read_text(encoding="utf-8")

@@ -6,8 +6,8 @@ A template is a sentence with choices, `[a|b]`, and slots, `{order}`. Each list 
 from __future__ import annotations
 
 __all__ = [
-    "Feelings", "Piece", "Surroundings", "Topic", "expand", "load_faq", "load_feelings", "load_surroundings",
-    "load_topics", "load_values",
+    "Feelings", "Piece", "Surroundings", "Topic", "expand", "load_catalogue", "load_facts", "load_faq",
+    "load_feelings", "load_surroundings", "load_topics", "load_values",
 ]  # fmt: skip
 
 import re
@@ -93,6 +93,16 @@ def load_topics(split: Split) -> dict[str, Topic]:
 def load_faq() -> dict[str, Any]:
     """The help page: `questions` and `answer` by the name of the answer."""
     return _read("faq")
+
+
+def load_catalogue() -> dict[str, Any]:
+    """The shop's items by interest: its `share`, and `items` of title, description and weight, in pairs."""
+    return _read("catalogue")
+
+
+def load_facts() -> dict[str, Any]:
+    """What the help page states in figures, by name, and `values`: the answers by kind and split."""
+    return dict(_read("facts"))
 
 
 def load_surroundings(split: Split) -> Surroundings:

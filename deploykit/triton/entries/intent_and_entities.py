@@ -18,13 +18,10 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+from ranking import asked_top_k, ranked_labels  # type: ignore[import-not-found, unused-ignore]
 from spans import tag_parts  # type: ignore[import-not-found, unused-ignore]
-from text_classification import ranked_labels  # type: ignore[import-not-found, unused-ignore]
-from text_model import TextModel, asked_top_k  # type: ignore[import-not-found, unused-ignore]
-from token_classification import (  # type: ignore[import-not-found, unused-ignore]
-    entities_as_json,
-    padded_logits,
-)
+from text_model import TextModel, padded_logits  # type: ignore[import-not-found, unused-ignore]
+from token_classification import entities_as_json  # type: ignore[import-not-found, unused-ignore]
 
 _INTENT = "intent:"
 

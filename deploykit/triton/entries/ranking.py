@@ -11,13 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def asked_top_k(request: Any, most: int) -> int:
-    """How many answers a request wants: its parameter `top_k`, 1 where it has none, at most `most`.
+def asked_top_k(request: Any, most: int, unasked: int = 1) -> int:
+    """How many answers a request wants: its parameter `top_k`, `unasked` where it has none, at most `most`.
 
     ValueError says what is wrong with it.
     """
     parameters = request.parameters()
-    asked = json.loads(parameters).get("top_k", 1) if len(parameters) > len("{}") else 1
+    asked = json.loads(parameters).get("top_k", unasked) if len(parameters) > len("{}") else unasked
     if not isinstance(asked, int) or isinstance(asked, bool) or asked < 1:
         raise ValueError(f"the parameter top_k must be a positive integer, and is {asked!r}")
     return min(asked, most)

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from text_model import TextModel, asked_top_k  # type: ignore[import-not-found, unused-ignore]
+from ranking import asked_top_k  # type: ignore[import-not-found, unused-ignore]
+from text_model import TextModel  # type: ignore[import-not-found, unused-ignore]
 
 
 class TritonPythonModel(TextModel):  # type: ignore[misc, unused-ignore]

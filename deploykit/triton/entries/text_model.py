@@ -3,12 +3,13 @@
 It is copied into a package beside `model.py` and needs numpy only: the package `tokenizers` lies beside it in `site/`,
 the vocabulary in `tokenizer.json`, what else it must know in `entry.json`: `model` (which computes the logits),
 `labels` in the order of the logits, `inputs` (which of `input_ids`, `attention_mask`, `token_type_ids` that model
-takes), `max_length` in tokens, `pad_id` and `pad_type_id`. NVIDIA runs it in Python 3.10 or 3.12.
+takes), `max_length` in tokens, `pad_id`, `pad_type_id`, and `pairs`
+where messages are a question and its context. NVIDIA runs it in Python 3.10 or 3.12.
 """
 
 from __future__ import annotations
 
-__all__ = ["TextModel", "asked_top_k", "groups_by_length"]
+__all__ = ["TextModel", "groups_by_length", "padded_logits"]
 
 import abc
 import json
@@ -28,7 +29,6 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from logits_model import Failure, logits_model  # type: ignore[import-not-found, unused-ignore]  # noqa: E402
 from message_model import MessageModel  # type: ignore[import-not-found, unused-ignore]  # noqa: E402
-from ranking import asked_top_k  # type: ignore[import-not-found, unused-ignore]  # noqa: E402
 from tokenizers import Tokenizer  # noqa: E402
 from words import WordTable  # type: ignore[import-not-found, unused-ignore]  # noqa: E402
 
@@ -65,6 +65,7 @@ class TextModel(MessageModel):  # type: ignore[misc, unused-ignore]
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(entry["max_length"])
         spec = json.loads((_HERE / "tokenizer.json").read_text(encoding="utf-8"))
+        self._pairs = bool(entry.get("pairs"))  # a question and, behind the first line break, its context
         self._words = None if self.with_offsets else WordTable.of(self._tokenizer, spec, entry["max_length"])
 
     @abc.abstractmethod
@@ -98,6 +99,8 @@ class TextModel(MessageModel):  # type: ignore[misc, unused-ignore]
 
     def _encodings(self, messages: list[str]) -> list[Any]:
         """The tokens of each message: of words that were seen before, from a table; of the others, by the library."""
+        if self._pairs:
+            return list(self._tokenizer.encode_batch([message.partition("\n")[::2] for message in messages]))
         if self.with_offsets:
             return list(self._tokenizer.encode_batch(messages))
         if self._words is None:
@@ -128,6 +131,8 @@ class TextModel(MessageModel):  # type: ignore[misc, unused-ignore]
         feeds = {}
         for name, (column, padding) in self._columns.items():
             rows = [getattr(encoding, column) for encoding in encodings]
+            if self._pairs and column == "type_ids":
+                rows = [[0] * len(row) for row in rows]  # as it was trained
             feeds[name] = np.array([row + [padding] * (longest - len(row)) for row in rows], dtype=np.int64)
         return feeds
 
@@ -159,6 +164,15 @@ def groups_by_length(lengths: Sequence[int], waste: int) -> list[list[int]]:
             groups.append([number])
             padding = 0
     return groups
+
+
+def padded_logits(rows: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """The logits of messages, [messages, longest, labels]; zeros behind their ends and for a message that failed."""
+    padded = np.zeros((len(rows), max(map(len, rows)), rows[0].shape[-1]), dtype=np.float32)
+    for place, values in enumerate(rows):
+        if values.ndim == 2:
+            padded[place, : len(values)] = values
+    return padded
 
 
 def _texts(request: Any) -> list[str]:

@@ -5,7 +5,7 @@ It is copied into a package as `NAME/1/model.py`, with `text_model.py` and `span
 
 from __future__ import annotations
 
-__all__ = ["TritonPythonModel", "entities_as_json", "padded_logits"]
+__all__ = ["TritonPythonModel", "entities_as_json"]
 
 import json
 import sys
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from spans import tag_parts, tagged, word_spans  # type: ignore[import-not-found, unused-ignore]
-from text_model import TextModel  # type: ignore[import-not-found, unused-ignore]
+from text_model import TextModel, padded_logits  # type: ignore[import-not-found, unused-ignore]
 
 
 class TritonPythonModel(TextModel):  # type: ignore[misc, unused-ignore]
@@ -61,12 +61,3 @@ def entities_as_json(
         spans = tagged(word_spans(text, encoding.offsets), values, tags) if values.ndim == 2 else []
         found.append(json.dumps([each._asdict() for each in spans], ensure_ascii=False).encode("utf-8"))
     return np.array(found, dtype=np.object_).reshape(-1, 1)
-
-
-def padded_logits(rows: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
-    """The logits of messages, [messages, longest, labels]; zeros behind their ends and for a message that failed."""
-    padded = np.zeros((len(rows), max(map(len, rows)), rows[0].shape[-1]), dtype=np.float32)
-    for place, values in enumerate(rows):
-        if values.ndim == 2:
-            padded[place, : len(values)] = values
-    return padded

@@ -408,6 +408,22 @@ def test_entries_are_answered_with_their_text_and_cosine(entry: Callable[..., An
     assert "top_k" in refused.error.message
 
 
+def test_items_are_ranked_with_their_text_as_deep_as_they_are_judged(
+    entry: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(ENTRY, tmp_path)
+    monkeypatch.delitem(sys.modules, "text_classification", raising=False)
+    model = entry(model=ENTRY.with_name("recommendation.py"), depth=2, answers={"größe": "Im Konto: Maße."})
+    wanted = ("item", "answer", "score", "logits")
+    one, unasked = model.execute([text("hello", outputs=wanted, top_k=1), text("where is my card", outputs=wanted)])
+    assert one.array("item").tolist() == [["größe".encode()]]
+    assert one.array("answer").tolist() == [["Im Konto: Maße.".encode()]]
+    assert unasked.array("item").tolist() == [[b"card", "größe".encode()]]
+    logits = np.array([6.0, 4.0, 0.0])
+    np.testing.assert_allclose(unasked.array("score"), [(np.exp(logits) / np.exp(logits).sum())[:2]], rtol=1e-6)
+    assert unasked.array("logits").tolist() == [[6, 4, 0]]
+
+
 @pytest.mark.parametrize("top_k", [0, -1, 1.5, "two", True, None])
 def test_an_impossible_top_k_is_refused(entry: Callable[..., Any], top_k: Any) -> None:
     refused, answered = entry().execute([text("hello", top_k=top_k), text("hello")])
