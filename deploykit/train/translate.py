@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import JsonValue
+
 from deploykit.artifacts.digest import digest_json, digest_tree
 from deploykit.data.spill import gathered_texts
 from deploykit.errors import ModelError
@@ -60,7 +62,8 @@ def back_translated(
         ModelError: a model is not one that turns text into text, is unsafe, or has to be told the languages.
     """
     folders = [Path(name) for name in (settings.translator, settings.translator_back) if name is not None]
-    identity = digest_json([*(dict(digest_tree(folder)) for folder in folders), seed, copy, _LIKELIEST, len(texts)])
+    models: list[JsonValue] = [dict(digest_tree(folder)) for folder in folders]
+    identity = digest_json([*models, seed, copy, _LIKELIEST, len(texts)])
     path = workspace / f"translated-{copy}.jsonl"
     with processes().main_process_first():
         done = _kept(path, identity, len(texts))
