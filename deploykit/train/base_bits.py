@@ -60,15 +60,15 @@ def in_full(network: Any) -> Any:
         network: the model that an adapter was put into, with stored weights under it.
     """
     import torch
+    from peft.tuners.lora import LoraLayer
+    from peft.utils.integrations import dequantize_bnb_weight
 
-    kind = importlib.import_module("peft.tuners.lora").LoraLayer
-    written_out = importlib.import_module("peft.utils.integrations").dequantize_bnb_weight
-    modules: list[tuple[str, Any]] = list(network.named_modules())
-    for name, module in modules:
-        if isinstance(module, kind):
-            base: Any = module.get_base_layer()
-            learned: Any = module.get_delta_weight("default").float()
-            stored: Any = written_out(base.weight, state=getattr(base, "state", None)).float()
+    for name, module in list(network.named_modules()):
+        if isinstance(module, LoraLayer):
+            adapted: Any = module
+            base = adapted.get_base_layer()
+            learned = adapted.get_delta_weight("default").float()
+            stored = dequantize_bnb_weight(base.weight, state=getattr(base, "state", None)).float()
             plain = torch.nn.Linear(
                 base.in_features, base.out_features, base.bias is not None, device=learned.device, dtype=learned.dtype
             )
