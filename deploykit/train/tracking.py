@@ -71,7 +71,9 @@ def tracked(tracking: Tracking | None) -> Iterator[list[str]]:
 def _end_runs(tools: tuple[str, ...]) -> None:
     """Close the runs: left open, they are written at the end of the process, and the next training joins them."""
     if "wandb" in tools:
-        importlib.import_module("wandb").finish()
+        wandb = importlib.import_module("wandb")
+        wandb.finish()
+        wandb.teardown()  # its service writes the file out as it ends (0.31)
     if "mlflow" in tools:
         importlib.import_module("mlflow").end_run()
 
