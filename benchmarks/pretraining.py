@@ -3,7 +3,7 @@
     python benchmarks/pretraining.py --name shipped --save
     python benchmarks/pretraining.py --name banking77 --train train.csv --test test.csv --label category --save
     python benchmarks/pretraining.py --name digits --task image-classification --model sample:digits_vit \\
-        --train sample:digits/train --test sample:digits/test --pretrain-epochs 100 --pretrain-rate 1e-3 --masked 0.5 \\
+        --train sample:digits/train --test sample:digits/test --pretrain-epochs 40 --pretrain-rate 1e-3 --masked 0.5 \\
         --epochs 60 --rate 1e-3 --save
 
 Of each class some messages keep their labels, another draw for each seed; the encoder reads all training messages
