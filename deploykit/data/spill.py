@@ -11,10 +11,11 @@ import operator
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
-from typing import IO, Generic, TypeVar, overload
+from typing import IO, TYPE_CHECKING, Generic, TypeVar, overload
 
-import numpy as np
-from numpy.typing import NDArray
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 Value = TypeVar("Value")
 
@@ -50,7 +51,7 @@ class Stored(Sequence[Value]):
     def __getitem__(self, index: slice) -> Stored[Value]: ...
     def __getitem__(self, index: int | slice) -> Value | Stored[Value]:
         if isinstance(index, slice):
-            return self.take(np.arange(len(self))[index])
+            return self.take(range(len(self))[index])
         place = operator.index(index)
         place += len(self) if place < 0 else 0
         if not 0 <= place < len(self):
@@ -61,6 +62,8 @@ class Stored(Sequence[Value]):
 
     def take(self, indices: Sequence[int] | NDArray[np.int64]) -> Stored[Value]:
         """These of them, in this order; nothing is copied."""
+        import numpy as np
+
         chosen = np.asarray(indices, dtype=np.int64)
         order = chosen if self._order is None else self._order[chosen]
         return Stored(self._content, self._ends, self._decode, order)
@@ -108,6 +111,8 @@ class Gathering(Generic[Value]):
             return tuple(self._held)
         for file in self._files:
             file.flush()
+        import numpy as np
+
         content, ends = self._files
         return Stored(
             np.memmap(content, dtype=np.uint8, mode="r"), np.memmap(ends, dtype=np.int64, mode="r"), self._decode

@@ -37,9 +37,8 @@ class Finetune(Section):
         "p_tuning",
     ] = Field(
         default="full",
-        description="What is trained: all layers; the head; the upper layers; the head first and a layer more at a "
-        "time; all biases; the normalizations; an adapter of peft beside the head, which is merged in the end; or "
-        "virtual tokens in front of every message, by themselves or through a small network (p_tuning).",
+        description="What is trained: all layers, the head, upper layers, gradually more, biases, normalizations; an "
+        "adapter of peft, merged in the end; or virtual tokens (p_tuning: through a network).",
     )
     loss: Literal["auto", "cross_entropy", "contrastive", "two_towers"] = Field(
         default="auto",
