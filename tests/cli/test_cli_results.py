@@ -18,6 +18,8 @@ from deploykit.events import Note, Progress, StageFinished, StageStarted, Warn
 from deploykit.latency.measure import Samples
 from deploykit.pipeline.doctor import Finding
 from deploykit.report.result import GoalOutcome
+from deploykit.runners.triton_wire import ModelMetadata, TensorMetadata
+from deploykit.tasks import Task
 from deploykit.tasks.text_classification import Classified
 from deploykit.triton.embedded import ServerUrls
 
@@ -228,7 +230,13 @@ class FakeClient:
     def __exit__(self, *_: object) -> None:
         pass
 
-    def ask(self, model: str, texts: list[str], top_k: int | None = None) -> list[Classified]:
+    def metadata(self, model: str) -> ModelMetadata:
+        text, *answers = (TensorMetadata(name, "BYTES", (-1, -1)) for name in ("text", "label", "score", "logits"))
+        return ModelMetadata(model, ("1",), "python", (text,), tuple(answers))
+
+    def ask(self, model: str, texts: list[str], top_k: int | None = None, task: Task | None = None) -> list[Classified]:
+        assert task is not None
+        assert task.name == "text-classification"
         return [Classified("remboursement é", 0.75, (("cancel", 0.125),) * ((top_k or 1) - 1)) for _ in texts]
 
 
