@@ -162,7 +162,9 @@ class ParityReport(_Model):
             said.append(f"{sure} at most {100 * self.flips_upper:.2f} % of answers changed ({self.flips:,} did).")
         alone = passed.get(ALONE)
         if alone is not None and alone.limit is not None:
-            said.append(f"No logit differs by more than {alone.limit:.2g} ({alone.figure:.2g} at most).")
+            steep = (alone.figure or 0.0) > alone.limit
+            beyond = f"{alone.limit:.2g}, or than float32 itself explains" if steep else f"{alone.limit:.2g}"
+            said.append(f"No logit differs by more than {beyond} ({alone.figure:.2g} at most).")
         if "answers alone and among others" in passed:
             said.append("An answer does not depend on the other messages of its batch, their order or padding.")
         if "every batch size and length" in passed:
