@@ -79,5 +79,5 @@ def _end_runs(tools: tuple[str, ...]) -> None:
 
 
 def mlflow_uri(folder: Path) -> str:
-    """Where MLflow keeps its runs in a folder."""
-    return (folder.absolute() / "mlruns").as_uri()
+    """The database in which MLflow keeps its runs in a folder: of version 3.17 on it writes no plain files."""
+    return f"sqlite:///{(folder.absolute() / 'mlflow.db').as_posix()}"
