@@ -205,7 +205,7 @@ def finetune(
         metrics = _final_metrics(trainer, network, splits["validation"], task, data.label_names)
         metrics |= _popularity(fitting, splits["validation"], task, data.label_names)
         trainable, count = trained_shares(list(network.parameters()))
-        _save(trainer, network if adapter is None else adapter.merged(), tokenizer, out)
+        _save(trainer, network if adapter is None else adapter.merged(), tokenizer, out, settings)
     return FinetuneResult(
         metrics=metrics,
         steps=trainer.state.global_step,
@@ -233,8 +233,9 @@ def _computing(trainer: Any, network: Any, settings: Finetune, total: int, round
         yield
 
 
-def _save(trainer: Any, network: Any, tokenizer: Any, out: Path) -> None:
-    fold_prompt(network)
+def _save(trainer: Any, network: Any, tokenizer: Any, out: Path, settings: Finetune) -> None:
+    if settings.strategy in PROMPTS:
+        fold_prompt(network)
     if trainer.is_world_process_zero():
         for part in (network.float(), tokenizer):
             part.save_pretrained(out)
