@@ -9,23 +9,20 @@ transformer in int8 and a ResNet in float32. What Triton answers to each PNG fil
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from machine_facts import finish
 from numpy.typing import NDArray
+from proved import checks_of, proved, task_options
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from deploykit.cli.render import Screen
 from deploykit.data.png import file_of_url, png_pixels
 from deploykit.data.sample import digit_rows
 from deploykit.parity.intervals import clopper_pearson
-from deploykit.parity.report import ParityReport
-from deploykit.pipeline.run import run_recipe
 from deploykit.recipe import Recipe, load_recipe
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "digits.yaml"
@@ -36,27 +33,19 @@ MODELS = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = task_options(__doc__, "digits")
     parser.add_argument("--model", choices=sorted(MODELS), action="append", help="both unless told")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="another key of the recipe")
-    parser.add_argument("--workspace", type=Path, default=Path(".deploykit"))
-    parser.add_argument("--repository", type=Path, default=Path("model_repository"))
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--save", action="store_true", help="keep the result in benchmarks/results/")
     options = parser.parse_args()
     figures: dict[str, Any] = {"raw_pixels": raw_pixels()}
     for name in options.model or MODELS:
         recipe = load_recipe(RECIPE, [*MODELS[name], *options.set])
         figures[name] = measured(recipe, options.workspace, options.repository)
-    finish("digits", figures, as_json=options.json, save=options.save)
+    finish(options.name, figures, as_json=options.json, save=options.save)
 
 
 def measured(recipe: Recipe, workspace: Path, repository: Path) -> dict[str, Any]:
     """What one recipe came to, from PNG bytes through the server."""
-    with Screen() as screen:
-        result = run_recipe(recipe, workspace=workspace, repository=repository, until="parity", listener=screen)
-    assert result is not None
-    parity = ParityReport.model_validate_json(Path(result.parity).read_text(encoding="utf-8"))
+    result, parity = proved(recipe, workspace, repository)
     assert parity.candidate is not None
     served = round(parity.candidate * parity.n)
     return {
@@ -65,7 +54,7 @@ def measured(recipe: Recipe, workspace: Path, repository: Path) -> dict[str, Any
         "drop_upper_95": parity.drop_upper,
         "other_answers": parity.flips,
         "verdict": parity.verdict,
-        "checks": {check.check: [check.outcome, check.figure, check.limit, check.n] for check in parity.checks},
+        "checks": checks_of(parity),
         "scheme": result.scheme,
         "size_mb": {"pytorch": result.reference.size_mb, "shipped": result.shipped.size_mb},
         "epochs": recipe.finetune.epochs,

@@ -10,7 +10,6 @@ the ceiling is 100 %. What is done stays in `--workspace`: run it again to go on
 
 from __future__ import annotations
 
-import argparse
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,14 +17,9 @@ from typing import Any
 
 import numpy as np
 from machine_facts import finish
+from proved import checks_of, kept, proved, task_options
 
-from deploykit.artifacts.store import Store
-from deploykit.cli.render import Screen
 from deploykit.parity.noninferiority import judge_score_drop, score_interval
-from deploykit.parity.report import ParityReport
-from deploykit.pipeline.context import Context
-from deploykit.pipeline.plan import make_plan
-from deploykit.pipeline.run import run_recipe
 from deploykit.recipe import Recipe, load_recipe
 from deploykit.runners import Target, infer_all, open_runner
 from deploykit.tasks import Answer, Scores, find_task
@@ -38,17 +32,11 @@ _WORD = re.compile(r"\w+")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = task_options(__doc__, "questions")
     parser.add_argument("--train", help="questions with their contexts and answers; the shipped ones unless told")
     parser.add_argument("--test", help="likewise, to certify on")
     parser.add_argument("--text", default="text")
     parser.add_argument("--label", default="answer")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="another key of the recipe")
-    parser.add_argument("--name", default="questions", help="what the result is kept as")
-    parser.add_argument("--workspace", type=Path, default=Path(".deploykit"))
-    parser.add_argument("--repository", type=Path, default=Path("model_repository"))
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--save", action="store_true", help="keep the result in benchmarks/results/")
     options = parser.parse_args()
     own = [f"data.text={options.text}", f"data.label={options.label}"]
     if options.train and options.test:
@@ -61,14 +49,8 @@ def main() -> None:
 
 def measured(recipe: Recipe, workspace: Path, repository: Path) -> dict[str, Any]:
     """What the recipe came to: through the server, in PyTorch, and what is answered without a model."""
-    with Screen() as screen:
-        result = run_recipe(recipe, workspace=workspace, repository=repository, until="parity", listener=screen)
-    assert result is not None
-    parity = ParityReport.model_validate_json(Path(result.parity).read_text(encoding="utf-8"))
-    context = Context(recipe, Path(), make_plan(recipe, Path()), Store(workspace / "store"), lambda event: None)
-    for step in context.plan.steps:
-        if step.key is not None and (kept := context.store.find(step.stage, step.key)) is not None:
-            context.artifacts[step.stage] = kept
+    result, parity = proved(recipe, workspace, repository)
+    context = kept(recipe, workspace)
     data, task = context.data(), context.task
     texts = data.test.texts
     right = task.right_answers(data.test.labels or (), data.label_names)
@@ -95,7 +77,7 @@ def measured(recipe: Recipe, workspace: Path, repository: Path) -> dict[str, Any
         },
         "verdict": parity.verdict,
         "other_answers": parity.flips,
-        "checks": {check.check: [check.outcome, check.figure, check.limit, check.n] for check in parity.checks},
+        "checks": checks_of(parity),
         "scheme": result.scheme,
         "size_mb": {"pytorch": result.reference.size_mb, "served": result.shipped.size_mb},
     }

@@ -10,7 +10,6 @@ without what was done with them and by whom. What is done stays in `--workspace`
 
 from __future__ import annotations
 
-import argparse
 import csv
 import math
 from collections import Counter
@@ -21,15 +20,12 @@ from typing import Any
 import numpy as np
 from machine_facts import finish
 from numpy.typing import NDArray
+from proved import checks_of, kept, proved, task_options
 
-from deploykit.artifacts.store import Store
 from deploykit.cli.render import Screen
 from deploykit.data.sample import OfferRow, offer_rows
 from deploykit.data.sample.offers import next_shares
 from deploykit.parity.intervals import ratio_interval
-from deploykit.parity.report import ParityReport
-from deploykit.pipeline.context import Context
-from deploykit.pipeline.plan import make_plan
 from deploykit.pipeline.run import run_recipe
 from deploykit.recipe import Recipe, load_recipe
 from deploykit.runners import Target, infer_all, open_runner
@@ -41,16 +37,10 @@ RECIPE = Path(__file__).parents[1] / "recipes" / "recommendation.yaml"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = task_options(__doc__, "recommendation")
     parser.add_argument("--train", help="histories with what was taken next; the shipped ones unless told")
     parser.add_argument("--test", help="likewise, to certify on")
     parser.add_argument("--entries", help="the items, with --train")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="another key of the recipe")
-    parser.add_argument("--name", default="recommendation", help="what the result is kept as")
-    parser.add_argument("--workspace", type=Path, default=Path(".deploykit"))
-    parser.add_argument("--repository", type=Path, default=Path("model_repository"))
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--save", action="store_true", help="keep the result in benchmarks/results/")
     options = parser.parse_args()
     own = []
     if options.train:
@@ -70,10 +60,7 @@ def main() -> None:
 
 def measured(recipe: Recipe, workspace: Path, repository: Path) -> dict[str, Any]:
     """What one recipe came to: through the server, in PyTorch, and what is wanted most."""
-    with Screen() as screen:
-        result = run_recipe(recipe, workspace=workspace, repository=repository, until="parity", listener=screen)
-    assert result is not None
-    parity = ParityReport.model_validate_json(Path(result.parity).read_text(encoding="utf-8"))
+    result, parity = proved(recipe, workspace, repository)
     context = kept(recipe, workspace)
     data, names = context.data(), labels_from_folder(context.whole)
     counts = Counter(map(str, data.train.labels or ()))
@@ -96,7 +83,7 @@ def measured(recipe: Recipe, workspace: Path, repository: Path) -> dict[str, Any
         "drop": parity.drop,
         "drop_upper_95": parity.drop_upper,
         "other_first_items": parity.flips,
-        "checks": {check.check: [check.outcome, check.figure, check.limit, check.n] for check in parity.checks},
+        "checks": checks_of(parity),
         "scheme": result.scheme,
         "size_mb": {"pytorch": result.reference.size_mb, "served": result.shipped.size_mb},
     }
@@ -129,15 +116,6 @@ def ceiling(rows: Sequence[OfferRow], *, features: bool) -> float:
         order = sorted(known, key=lambda item: -known[item])
         total += sum(shares[item] / math.log2(2 + place) for place, item in enumerate(order[:DEPTH]))
     return total / len(rows)
-
-
-def kept(recipe: Recipe, workspace: Path) -> Context:
-    """What was made for a recipe."""
-    context = Context(recipe, Path(), make_plan(recipe, Path()), Store(workspace / "store"), lambda event: None)
-    for step in context.plan.steps:
-        if step.key is not None and (found := context.store.find(step.stage, step.key)) is not None:
-            context.artifacts[step.stage] = found
-    return context
 
 
 def logits(kind: Any, folder: Path, task: str, texts: Sequence[str]) -> NDArray[np.float32]:

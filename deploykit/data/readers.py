@@ -8,14 +8,11 @@ import csv
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 from deploykit.data.hub import read_hub
 from deploykit.data.table import Columns, RawRow, Table, missing_column, table_from_rows
 from deploykit.errors import DataError
-
-if TYPE_CHECKING:
-    pass
 
 LONGEST_LINE = 2**24  # bytes, and characters of a field: a longer one is a damaged file or a quote left open
 UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")

@@ -51,7 +51,9 @@ class Encoder:
             )
         try:
             self._tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:  # the Rust library raises bare Exception
+        except Exception as error:
+            if type(error) is not Exception:  # the Rust library raises nothing more special than that
+                raise
             raise ModelError(f"{path} is no tokenizer: {error}", "save it again from the model it belongs to") from None
         self.max_length = max_length_from_folder(folder)
         self._tokenizer.no_padding()

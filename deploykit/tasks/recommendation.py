@@ -16,7 +16,7 @@ from deploykit.data.labels import Label
 from deploykit.tasks.base import Answer, Loss, Outputs, Scores, ServedOutput
 from deploykit.tasks.checkpoint import check_known
 from deploykit.tasks.entry import entry_files
-from deploykit.tasks.retrieval import Retrieval, ranks
+from deploykit.tasks.retrieval import Retrieval, ranked_rows, ranks
 from deploykit.tasks.text_classification import Classified, TextClassification
 
 DEPTH = 10
@@ -131,19 +131,7 @@ class Recommendation(Retrieval):
         Raises:
             ValueError: that is not what it sends.
         """
-        names, answers, scores = found["item"], found["answer"], found["score"]
-        readable = names.dtype == answers.dtype == np.object_ and scores.dtype.kind == "f"
-        if not readable or not names.shape == answers.shape == scores.shape or names.ndim != 2 or not names.size:
-            raise ValueError(f"items {names.shape}, answers {answers.shape}, scores {scores.dtype} {scores.shape}")
-        return [
-            _ranked(
-                [
-                    Item(name.decode("utf-8", "replace"), float(score), answer.decode("utf-8", "replace"))
-                    for name, answer, score in zip(*row, strict=True)
-                ]
-            )
-            for row in zip(names, answers, scores, strict=True)
-        ]
+        return [_ranked([Item(*each) for each in row]) for row in ranked_rows(found, "item")]
 
 
 def _ranked(items: Sequence[Item]) -> Recommended:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Retrieval", "Retrieved", "ranks"]
+__all__ = ["Retrieval", "Retrieved", "ranked_rows", "ranks"]
 
 import json
 from collections.abc import Mapping, Sequence
@@ -115,19 +115,30 @@ class Retrieval(TextClassification):
         Raises:
             ValueError: that is not what it sends.
         """
-        entries, answers, scores = found["entry"], found["answer"], found["score"]
-        readable = entries.dtype == answers.dtype == np.object_ and scores.dtype.kind == "f"
-        if not readable or not entries.shape == answers.shape == scores.shape or entries.ndim != 2 or not entries.size:
-            raise ValueError(f"entries {entries.shape}, answers {answers.shape}, scores {scores.dtype} {scores.shape}")
-        return [
-            _ranked(
-                [
-                    Retrieved(entry.decode("utf-8", "replace"), float(score), answer.decode("utf-8", "replace"))
-                    for entry, answer, score in zip(*row, strict=True)
-                ]
-            )
-            for row in zip(entries, answers, scores, strict=True)
+        return [_ranked([Retrieved(*each) for each in row]) for row in ranked_rows(found, "entry")]
+
+
+def ranked_rows(found: Outputs, name: str) -> list[list[tuple[str, float, str]]]:
+    """Name, score and text of what a text model ranked, for each message, best first.
+
+    Args:
+        found: `name`, `answer` and `score`, each [messages, k].
+        name: the output that names them.
+
+    Raises:
+        ValueError: that is not what it sends.
+    """
+    names, answers, scores = found[name], found["answer"], found["score"]
+    readable = names.dtype == answers.dtype == np.object_ and scores.dtype.kind == "f"
+    if not readable or not names.shape == answers.shape == scores.shape or names.ndim != 2 or not names.size:
+        raise ValueError(f"{name} {names.shape}, answers {answers.shape}, scores {scores.dtype} {scores.shape}")
+    return [
+        [
+            (each.decode("utf-8", "replace"), float(score), answer.decode("utf-8", "replace"))
+            for each, answer, score in zip(*row, strict=True)
         ]
+        for row in zip(names, answers, scores, strict=True)
+    ]
 
 
 def ranks(logits: NDArray[Any], targets: NDArray[Any]) -> NDArray[np.int64]:

@@ -12,13 +12,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from deploykit.data.dataset import LabelledData
 from deploykit.data.entries import Entries
 from deploykit.data.spill import Gathering, taken
 from deploykit.data.table import Table
-from deploykit.errors import TrainingError, UsageError
+from deploykit.errors import TrainingError
 from deploykit.events import Listener, Note, ignore
 from deploykit.recipe import Finetune
 from deploykit.runners.medium import medium_of
@@ -33,7 +31,6 @@ from deploykit.train.augment import labelled_copies
 from deploykit.train.checkpoints import last_complete
 from deploykit.train.distill import with_teacher
 from deploykit.train.dropout import cheap_dropout
-from deploykit.train.heads import Fitting
 from deploykit.train.lesson import Lesson, taught, unlabelled_rows
 from deploykit.train.objective import chosen_loss, objective_from_settings
 from deploykit.train.processes import is_main_process, on_cpu, processes
@@ -50,7 +47,7 @@ from deploykit.train.strategy import (
     trained_shares,
     unfreezing,
 )
-from deploykit.train.towers import popularity_bias, tower_rows
+from deploykit.train.towers import head_fitting, popularity_figures, tower_splits
 from deploykit.train.tracking import Tracking, tracked
 from deploykit.train.trainer import NAN_HINT, interrupts, trainer_class, watching
 from deploykit.train.translate import back_translated
@@ -142,7 +139,7 @@ def finetune(
             tokenizer, network, data, settings, task, seed, listener,
             partial(back_translated, data.train.texts, settings, seed=seed, workspace=workspace, listener=listener),
         )  # fmt: skip
-        splits |= _towers(splits["train"], tokenizer, network, data, task, entries, seed, loss)
+        splits |= tower_splits(splits["train"], tokenizer, network, data, task, entries, seed, loss)
         epochs = settings.epochs
         if lesson is not None:
             labelled = len(splits["train"])
@@ -162,7 +159,9 @@ def finetune(
             splits["train"] = [row | {"row": number} for number, row in enumerate(splits["train"])]
         objective = objective_from_settings(settings, task, splits["train"], data.label_names, loss)
         rates = layer_rates(network, settings)
-        fitting = None if loss == "cross_entropy" else _fitting(network, splits, data, settings, task, collate, seed)
+        fitting = (
+            None if loss == "cross_entropy" else head_fitting(network, splits, data, settings, task, collate, seed)
+        )
         trainer = trainer_class(steps_per_epoch, objective, distillation, adapter, rates)(
             model=network,
             args=training_arguments(
@@ -203,7 +202,7 @@ def finetune(
         if fitting:
             fitting.finish()
         metrics = _final_metrics(trainer, network, splits["validation"], task, data.label_names)
-        metrics |= _popularity(fitting, splits["validation"], task, data.label_names)
+        metrics |= popularity_figures(fitting, splits["validation"], task, data.label_names)
         trainable, count = trained_shares(list(network.parameters()))
         _save(trainer, network if adapter is None else adapter.merged(), tokenizer, out, settings)
     return FinetuneResult(
@@ -276,46 +275,6 @@ def _splits(
     return {"train": train.done(), "validation": taken(watched, order)}  # batches of like lengths pad little
 
 
-def _towers(
-    messages: Sequence[Row],
-    tokenizer: Any,
-    network: Any,
-    data: LabelledData,
-    task: Task,
-    entries: Entries | None,
-    seed: int,
-    loss: Loss,
-) -> dict[str, list[Row]]:
-    """The rows to train two towers on, and those of the entries; nothing for another loss.
-
-    Raises:
-        UsageError: there are no entries.
-    """
-    if loss != "two_towers":
-        return {}
-    if entries is None:
-        raise UsageError("two towers need entries, and there are none", "name them: data.entries, or --entries")
-    standing = list(training_rows(tokenizer, network, entries.texts, task, entries.labels, data.label_names))
-    return {"train": tower_rows(messages, standing, seed), "entries": standing}
-
-
-def _fitting(
-    network: Any,
-    splits: Mapping[str, Sequence[Row]],
-    data: LabelledData,
-    settings: Finetune,
-    task: Task,
-    collate: Any,
-    seed: int,
-) -> Fitting:
-    """What fits the head: to the training rows, without their altered copies behind them, or to the entries."""
-    if "entries" not in splits:
-        return Fitting(network, splits["train"][: len(data.train)], collate, task, seed)
-    asked = [row["labels"] for row in splits["train"][: 2 * len(data.train) : 2]]
-    bias = popularity_bias(asked, len(data.label_names), settings.temperature)
-    return Fitting(network, splits["entries"], collate, task, seed, bias)
-
-
 def _network(
     model: Path, labels: Sequence[str], settings: Finetune, task: Task, loss: Loss, *, trust_pickle: bool
 ) -> Any:
@@ -349,15 +308,6 @@ def _final_metrics(trainer: Any, network: Any, validation: Any, task: Task, name
         if not math.isfinite(value):
             raise TrainingError(f"{name} is not a number after step {trainer.state.global_step}", NAN_HINT)
     return metrics
-
-
-def _popularity(fitting: Fitting | None, rows: Sequence[Row], task: Task, names: Sequence[str]) -> dict[str, float]:
-    """What the task's metric would be if every message were answered with what is asked for most; for two towers."""
-    if fitting is None or fitting.bias is None:
-        return {}
-    targets = np.array([row["labels"] for row in rows])
-    found = task.metrics(np.broadcast_to(fitting.bias, (len(rows), len(names))), targets, names)
-    return {f"popularity_{task.metric}": found[task.metric]}
 
 
 def _move_head(network: Any, shift: float, outputs: int) -> None:

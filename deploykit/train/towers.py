@@ -8,16 +8,26 @@ recommendations, section 3; Menon et al. 2021, Long-tail learning via logit adju
 
 from __future__ import annotations
 
-__all__ = ["TowerSampler", "popularity_bias", "tower_order", "tower_rows", "towers_loss"]
+__all__ = [
+    "TowerSampler", "head_fitting", "popularity_bias", "popularity_figures", "tower_order", "tower_rows",
+    "tower_splits", "towers_loss",
+]  # fmt: skip
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from deploykit.data.dataset import LabelledData
+from deploykit.data.entries import Entries
+from deploykit.errors import UsageError
+from deploykit.recipe import Finetune
+from deploykit.tasks import Task
+from deploykit.tasks.base import Loss
 from deploykit.tasks.sentence import SCALE
-from deploykit.train.rows import Row
+from deploykit.train.heads import Fitting
+from deploykit.train.rows import Row, training_rows
 
 _MEGABATCH = 50
 """Batches that are sorted by length together."""
@@ -114,3 +124,54 @@ class TowerSampler:
     def __iter__(self) -> Iterator[int]:
         random = np.random.default_rng(self._seed())
         return iter(tower_order(self._lengths, self._batch_size, random).tolist())
+
+
+def tower_splits(
+    messages: Sequence[Row],
+    tokenizer: Any,
+    network: Any,
+    data: LabelledData,
+    task: Task,
+    entries: Entries | None,
+    seed: int,
+    loss: Loss,
+) -> dict[str, list[Row]]:
+    """The rows to train two towers on, and those of the entries; nothing for another loss.
+
+    Raises:
+        UsageError: there are no entries.
+    """
+    if loss != "two_towers":
+        return {}
+    if entries is None:
+        raise UsageError("two towers need entries, and there are none", "name them: data.entries, or --entries")
+    standing = list(training_rows(tokenizer, network, entries.texts, task, entries.labels, data.label_names))
+    return {"train": tower_rows(messages, standing, seed), "entries": standing}
+
+
+def head_fitting(
+    network: Any,
+    splits: Mapping[str, Sequence[Row]],
+    data: LabelledData,
+    settings: Finetune,
+    task: Task,
+    collate: Any,
+    seed: int,
+) -> Fitting:
+    """What fits the head: to the training rows, without their altered copies behind them, or to the entries."""
+    if "entries" not in splits:
+        return Fitting(network, splits["train"][: len(data.train)], collate, task, seed)
+    asked = [row["labels"] for row in splits["train"][: 2 * len(data.train) : 2]]
+    bias = popularity_bias(asked, len(data.label_names), settings.temperature)
+    return Fitting(network, splits["entries"], collate, task, seed, bias)
+
+
+def popularity_figures(
+    fitting: Fitting | None, rows: Sequence[Row], task: Task, names: Sequence[str]
+) -> dict[str, float]:
+    """What the task's metric would be if every message were answered with what is asked for most; for two towers."""
+    if fitting is None or fitting.bias is None:
+        return {}
+    targets = np.array([row["labels"] for row in rows])
+    found = task.metrics(np.broadcast_to(fitting.bias, (len(rows), len(names))), targets, names)
+    return {f"popularity_{task.metric}": found[task.metric]}

@@ -364,14 +364,17 @@ def test_a_tensor_entry_of_pixels_gets_them_under_load(tmp_path: Path) -> None:
     assert raw in grpc_request("digits_onnx", first, ["logits"])
 
 
-def test_fine_tuning_learns_to_tell_images_apart(tmp_path: Path, make_images: Callable[[int, int], Any]) -> None:
+@pytest.mark.parametrize("kind", ["vit", "resnet"])
+def test_fine_tuning_learns_to_tell_images_apart(
+    tmp_path: Path, make_images: Callable[[int, int], Any], kind: str
+) -> None:
     from deploykit.data.dataset import LabelledData
     from deploykit.recipe import Finetune
     from deploykit.train.finetune import finetune
 
     data = LabelledData(make_images(96, 1), make_images(32, 2), make_images(32, 3), LABELS)
     settings = Finetune(epochs=16, learning_rate=2e-3, batch_size=16)
-    folder = resolve_or_error("sample:digits_vit", tmp_path)
+    folder = resolve_or_error(f"sample:digits_{kind}", tmp_path)
     result = finetune(folder, data, settings, TASK, tmp_path / "out", workspace=tmp_path / "work")
     assert result.metrics["accuracy"] > 0.9
     assert result.trainable == result.parameters  # no table of words to freeze
