@@ -32,12 +32,13 @@ class Teacher:
 
     Attributes:
         logits: float32 [rows, labels]; of a task by token [tokens, labels], one row after the other.
-        hidden: the last hidden states of all rows' tokens, float16 [tokens, width], one row after the other.
+        hidden: the last hidden states of all rows' tokens, float16 [tokens, width], one row after the other; None
+            where nothing learns from them.
         starts: where each row's tokens begin, int64 [rows + 1].
     """
 
     logits: NDArray[np.float32]
-    hidden: NDArray[np.float16]
+    hidden: NDArray[np.float16] | None
     starts: NDArray[np.int64]
 
     @property
@@ -55,9 +56,14 @@ class Teacher:
             batch[place, : len(tokens)] = tokens
         return batch
 
-    def hidden_of(self, row: int) -> NDArray[np.float16]:
-        """One row's hidden states, [tokens, width]."""
-        return self.hidden[self.starts[row] : self.starts[row + 1]]
+    def hidden_of(self, rows: Sequence[int], length: int) -> NDArray[np.float32]:
+        """The hidden states of rows as one batch, [rows, length, width], zeros behind a row's end."""
+        assert self.hidden is not None
+        batch = np.zeros((len(rows), length, self.hidden.shape[1]), dtype=np.float32)
+        for place, row in enumerate(rows):
+            states = self.hidden[self.starts[row] : self.starts[row + 1]]
+            batch[place, : len(states)] = states
+        return batch
 
 
 @dataclass(frozen=True)
@@ -79,7 +85,7 @@ class Distillation:
 
 def teach(
     model: Any, features: Sequence[Mapping[str, Any]], output: str, pad: Callable[..., Any], folder: Path,
-    *, identity: str, stage: str = "prune", listener: Listener = ignore,
+    *, identity: str, hidden: bool = True, stage: str = "prune", listener: Listener = ignore,
 ) -> Teacher:  # fmt: skip
     """A teacher's answers to the rows; computed once, then read from `folder`.
 
@@ -90,6 +96,7 @@ def teach(
         pad: makes a batch of rows, as PyTorch tensors.
         folder: where the answers are kept, as NumPy files that are read as memory maps.
         identity: of the teacher and of the rows' texts; answers of another are not used.
+        hidden: whether the last hidden states count too.
         stage: what progress is reported as.
         listener: hears of progress.
     """
@@ -97,15 +104,22 @@ def teach(
 
     lengths = np.array([len(row["input_ids"]) for row in features], dtype=np.int64)
     starts = np.concatenate([[0], np.cumsum(lengths)])
-    note = {"identity": identity, "rows": digest_json([list(map(int, row["input_ids"])) for row in features])}
+    note = {
+        "identity": identity,
+        "hidden": hidden,
+        "rows": digest_json([list(map(int, row["input_ids"])) for row in features]),
+    }
     files = {name: folder / f"teacher-{name}.npy" for name in ("logits", "hidden")}
     done = folder / "teacher.json"
     if not (done.is_file() and json.loads(done.read_text(encoding="utf-8")) == note):
         done.unlink(missing_ok=True)
         logits = np.empty((0, 0), np.float32)
-        hidden = np.lib.format.open_memmap(
-            files["hidden"], mode="w+", dtype=np.float16, shape=(int(starts[-1]), model.config.hidden_size)
-        )
+        states: Any = None
+        if hidden:
+            width = model.config.hidden_size
+            states = np.lib.format.open_memmap(
+                files["hidden"], mode="w+", dtype=np.float16, shape=(int(starts[-1]), width)
+            )
         order = np.argsort(lengths, kind="stable")
         model.eval()
         device = next(model.parameters()).device
@@ -113,9 +127,9 @@ def teach(
             rows = order[begin : begin + _BATCH]
             batch = pad([{key: features[row][key] for key in features[row] if key != "labels"} for row in rows])
             with torch.inference_mode():
-                found = model(**{key: value.to(device) for key, value in batch.items()}, output_hidden_states=True)
+                found = model(**{key: value.to(device) for key, value in batch.items()}, output_hidden_states=hidden)
             answers = found[output].float().cpu().numpy()
-            states = found.hidden_states[-1].half().cpu().numpy()
+            last = found.hidden_states[-1].half().cpu().numpy() if hidden else None
             by_token = answers.ndim == 3
             if not logits.size:
                 logits = np.empty((int(starts[-1]) if by_token else len(order), answers.shape[-1]), np.float32)
@@ -124,12 +138,15 @@ def teach(
             for place, row in enumerate(rows):
                 if by_token:
                     logits[starts[row] : starts[row + 1]] = answers[place, : lengths[row]]
-                hidden[starts[row] : starts[row + 1]] = states[place, : lengths[row]]
+                if last is not None:
+                    states[starts[row] : starts[row + 1]] = last[place, : lengths[row]]
             listener(Progress(stage, min(begin + _BATCH, len(order)), len(order), "taught message"))
-        hidden.flush()
+        if hidden:
+            states.flush()
         np.save(files["logits"], logits)
         write_atomic(done, json.dumps(note).encode())
-    return Teacher(np.load(files["logits"]), np.load(files["hidden"], mmap_mode="r"), starts)
+    kept = np.load(files["hidden"], mmap_mode="r") if hidden else None
+    return Teacher(np.load(files["logits"]), kept, starts)
 
 
 def distillation_loss(
@@ -191,12 +208,9 @@ def with_teacher(pad: Callable[..., Any], teacher: Teacher) -> Callable[[Sequenc
         if "row" in rows[0]:
             numbers = [int(row["row"]) for row in rows]
             length = batch["input_ids"].shape[1]
-            hidden = np.zeros((len(rows), length, teacher.hidden.shape[1]), dtype=np.float32)
-            for place, number in enumerate(numbers):
-                states = teacher.hidden_of(number)
-                hidden[place, : len(states)] = states
             batch["teacher_logits"] = torch.from_numpy(teacher.logits_of(numbers, length))
-            batch["teacher_hidden"] = torch.from_numpy(hidden)
+            if teacher.hidden is not None:
+                batch["teacher_hidden"] = torch.from_numpy(teacher.hidden_of(numbers, length))
         return batch
 
     return collate

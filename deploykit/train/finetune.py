@@ -31,6 +31,7 @@ from deploykit.train.augment import labelled_copies
 from deploykit.train.checkpoints import last_complete
 from deploykit.train.distill import with_teacher
 from deploykit.train.dropout import cheap_dropout
+from deploykit.train.first_token import first_token_only
 from deploykit.train.lesson import Lesson, taught, unlabelled_rows
 from deploykit.train.objective import chosen_loss, objective_from_settings
 from deploykit.train.processes import is_main_process, on_cpu, processes
@@ -195,14 +196,20 @@ def finetune(
         if start:
             listener(Note(f"going on from training step {resumed_from} of {total}"))
         if total:
-            with interrupts(watch), _computing(trainer, network, settings, total, rounded_epochs):
+            alone = loss == "cross_entropy" and (distillation is None or not distillation.hidden_weight)
+            with (
+                interrupts(watch),
+                _computing(trainer, network, settings, total, rounded_epochs, task.output if alone else None),
+            ):
                 trainer.train(resume_from_checkpoint=str(start) if start else None)
         if watch.interrupted:
             raise KeyboardInterrupt
         if fitting:
             fitting.finish()
-        metrics = _final_metrics(trainer, network, splits["validation"], task, data.label_names)
-        metrics |= popularity_figures(fitting, splits["validation"], task, data.label_names)
+        metrics = {
+            **_final_metrics(trainer, network, splits["validation"], task, data.label_names),
+            **popularity_figures(fitting, splits["validation"], task, data.label_names),
+        }
         trainable, count = trained_shares(list(network.parameters()))
         _save(trainer, network if adapter is None else adapter.merged(), tokenizer, out, settings)
     return FinetuneResult(
@@ -219,12 +226,21 @@ def finetune(
 
 
 @contextlib.contextmanager
-def _computing(trainer: Any, network: Any, settings: Finetune, total: int, rounded_epochs: float) -> Iterator[None]:
-    """How the model computes while it is trained: with cheap dropout, and in the last epochs rounded where asked."""
+def _computing(
+    trainer: Any, network: Any, settings: Finetune, total: int, rounded_epochs: float, logits: str | None
+) -> Iterator[None]:
+    """How the model computes while it is trained.
+
+    With cheap dropout; in the last epochs rounded where asked; and where it learns from its `logits` alone, without
+    what these don't depend on.
+    """
     # Recomputed activations would meet the usual dropout: a function mode is not open within backward().
     cheap = on_cpu() and not settings.gradient_checkpointing
     rounds_from = first_rounded_step(total, settings.epochs, rounded_epochs)
+    rows = trainer.train_dataset
     with contextlib.ExitStack() as stack:
+        if logits is not None:
+            stack.enter_context(first_token_only(network, trainer.data_collator([rows[0], rows[-1]]), logits))
         if rounded_epochs:
             stack.enter_context(int8_rounding(network, lambda: trainer.state.global_step >= rounds_from))
         if cheap:

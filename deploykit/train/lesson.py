@@ -90,7 +90,10 @@ def taught(
     device = "cpu" if on_cpu() else processes().device
     folder = lesson.cache or workspace
     folder.mkdir(parents=True, exist_ok=True)
-    teacher = teach(model.to(device), rows, task.output, pad, folder, identity=identity, stage=stage, listener=listener)
+    teacher = teach(
+        model.to(device), rows, task.output, pad, folder,
+        identity=identity, hidden=bool(lesson.hidden_weight), stage=stage, listener=listener,
+    )  # fmt: skip
     return Distillation(teacher, lesson.temperature, lesson.soft_weight, lesson.hidden_weight)
 
 
