@@ -100,6 +100,15 @@ def test_the_result_says_what_was_done(train: Any, capfd: pytest.CaptureFixture[
     assert captured.out == captured.err == ""
 
 
+def test_a_model_that_gives_one_answer_to_all_is_told(train: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from deploykit.train import finetune as module
+
+    monkeypatch.setattr(module, "no_better_than_one_answer", lambda table, metric, value: f"{metric}: nothing learned")
+    result, _, events = train()
+    assert result.warning == "accuracy: nothing learned"
+    assert [event.message for event in events if isinstance(event, Warn)] == ["accuracy: nothing learned"]
+
+
 def test_the_same_seed_gives_the_same_weights(train: Any) -> None:
     _, first, _ = train(out="first", workspace="a")
     _, second, _ = train(out="second", workspace="b")
