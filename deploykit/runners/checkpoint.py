@@ -70,6 +70,8 @@ def resolve_model(reference: str, base: Path, *, download: bool = True) -> Model
         return ModelReference("sample", folder, reference, _identity_from_digests(_digests_from_folder(folder)))
     for path in (base / reference, Path(reference)) if reference else ():
         if path.is_dir():
+            if not (path / "config.json").exists():
+                raise ModelError(f"{path} has no config.json", "name a folder that save_pretrained has written")
             return ModelReference("folder", path, reference, _identity_from_digests(_digests_from_folder(path)))
         if path.is_file():
             raise ModelError(f"{path} is a file, not a model folder", "name the folder that holds config.json")
