@@ -224,3 +224,12 @@ def test_row_46_and_47_overrides_are_checked_like_the_recipe(
 
 def test_overrides_decide_what_is_planned(deploykit: Deploykit, recipe: Path) -> None:
     assert deploykit("check", str(recipe), "-s", "name=one", "-s", "name=two", "--json").json["name"] == "two"
+
+
+@pytest.mark.parametrize("key", ["data.train", "data.test", "model"])
+def test_a_name_that_is_too_long_for_a_file_is_an_error_like_any_other(
+    deploykit: Deploykit, recipe: Path, key: str
+) -> None:
+    done = deploykit("check", str(recipe), "-s", f"{key}={'x' * 300}")
+    assert done.code == 1
+    assert "File name too long" in done.err
