@@ -95,7 +95,8 @@ def test_the_result_says_what_was_done(train: Any, capfd: pytest.CaptureFixture[
     assert [event.done for event in progress] == list(range(1, 13))
     assert {event.total for event in progress} == {12}
     assert set(progress[-1].figures) == {"loss", "val_loss", "val_accuracy"}
-    assert not [event for event in events if isinstance(event, Warn | Note)]
+    said = [event.message for event in events if isinstance(event, Warn | Note)]
+    assert said == ([result.warning] if result.warning else [])  # two epochs may be too few to learn anything
     captured = capfd.readouterr()  # neither bars nor load reports
     assert captured.out == captured.err == ""
 
