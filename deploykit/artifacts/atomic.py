@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = [
     "check_same_filesystem",
     "disk_errors",
+    "disk_refusal",
     "rename_into_place",
     "staging",
     "sweep",
@@ -29,6 +30,8 @@ from deploykit.events import Listener, Note, Warn, ignore
 _SCRATCH = re.compile(r"scratch-(?P<pid>\d+)-(?P<started_ms>\d+)-(?P<host>[0-9a-f]{8})-[0-9a-f]{8}", re.ASCII)
 """A scratch folder's name says whose it is: so there is no moment at which it has no owner."""
 
+_FREE = "free some space and run it again"
+
 _SYNC_MODE = "r+b" if os.name == "nt" else "rb"
 """Windows syncs only what is open for writing; elsewhere a file without write permission can be synced too."""
 
@@ -46,6 +49,21 @@ def disk_errors(path: Path) -> Iterator[None]:
         raise ArtifactError(*_explain(error, _named(error) or str(path))) from error
 
 
+def disk_refusal(error: BaseException) -> ArtifactError | None:
+    """What to say where a full, capped or read-only disk is behind an error of whatever library; None where it is not.
+
+    PyTorch's and safetensors' writers say so in words only, and those of PyTorch not that the disk was the reason.
+    """
+    at: BaseException | None = error
+    while at is not None:
+        if isinstance(at, OSError) and at.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
+            return ArtifactError(*_explain(at, _named(at) or "a file"))
+        if any(words in str(at) for words in ("PytorchStreamWriter", "unexpected pos", "(os error 28)")):
+            return ArtifactError("a file could not be written to its end: is the disk full?", _FREE)
+        at = at.__cause__ or at.__context__
+    return None
+
+
 def _named(error: OSError) -> str | None:
     """The path in the error; of a rename's two, the one that people look for."""
     for name in (error.filename2, error.filename):
@@ -57,7 +75,9 @@ def _named(error: OSError) -> str | None:
 def _explain(error: OSError, path: str) -> tuple[str, str | None]:
     match error.errno:
         case errno.ENOSPC | errno.EDQUOT:
-            return f"no space left for {path} (disk full, or the quota is used up)", "free some space and run it again"
+            return f"no space left for {path} (disk full, or the quota is used up)", _FREE
+        case errno.EFBIG:
+            return f"{path}: larger than a file may be here", "raise the limit: ulimit -f"
         case errno.EACCES | errno.EPERM:
             return f"not permitted: {path}", "change its owner or mode, or use another folder"
         case errno.EROFS:

@@ -30,8 +30,9 @@ def _share(text: str) -> float:
 @click.option("--data", required=True, help="Real messages to time: a file, hub:DATASET:SPLIT or sample:support/test.")
 @click.option("--text", default="text", show_default=True, help="The column that holds the message.")
 @click.option(
-    "--margin", type=_share, default="5%", show_default=True, help="The slow-down that is too much: 5% or 0.05."
-)
+    "--margin", type=_share, metavar="SHARE", default="5%", show_default=True,
+    help="The slow-down that is too much: 5% or 0.05.",
+)  # fmt: skip
 @click.option(
     "--require", type=click.Choice(_METRICS), multiple=True, default=("p50",), show_default=True,
     help="A metric that must be shown to be within the margin; repeatable. The others can only fail.",

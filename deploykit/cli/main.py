@@ -131,7 +131,11 @@ def _run(argv: list[str]) -> int:
     except BrokenPipeError:
         raise
     except Exception as error:
+        from deploykit.artifacts.atomic import disk_refusal
+
         _trace(argv)
+        if refused := disk_refusal(error):
+            return _ended("error: ", refused.message, refused.hint, refused.exit_code, as_json)
         hint = "run it again as `deploykit --debug ...` and report the traceback"
         return _ended("bug: ", f"{type(error).__name__}: {error}", hint, ExitCode.BUG, as_json)
 

@@ -33,7 +33,10 @@ def _seconds(text: str) -> int:
 @click.option("--time", default="time", show_default=True, help="The column that holds the time at which it came.")
 @click.option("--topics", metavar="MODEL", help="A model that tells the topics apart; without it there is one topic.")
 @click.option("--negative", default="negative", show_default=True, help="The label of the sentiment that is watched.")
-@click.option("--window", type=_seconds, default="1d", show_default=True, help="What is counted together: 1h, 6h, 1d.")
+@click.option(
+    "--window", type=_seconds, metavar="TIME", default="1d", show_default=True,
+    help="What is counted together: 1h, 6h, 1d.",
+)  # fmt: skip
 @click.option("--zone", default="UTC", show_default=True, help="Whose clock windows go by, for times that have a zone.")
 @click.option(
     "--false-alarm-days", type=click.FloatRange(min=0, min_open=True), default=365.0, show_default=True,

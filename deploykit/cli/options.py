@@ -108,9 +108,7 @@ def _type(field: FieldInfo) -> Any:
     kind = field.annotation
     if typing.get_origin(kind) in (types.UnionType, typing.Union):
         kind = next(member for member in typing.get_args(kind) if member is not type(None))
-    while hasattr(kind, "__metadata__"):  # Annotated
-        kind = typing.get_args(kind)[0]
-    if typing.get_origin(kind) is tuple:
+    while hasattr(kind, "__metadata__") or typing.get_origin(kind) is tuple:  # Annotated, and a tuple's members
         kind = typing.get_args(kind)[0]
     if typing.get_origin(kind) is Literal:
         return click.Choice(typing.get_args(kind))

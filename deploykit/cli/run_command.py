@@ -77,6 +77,8 @@ def command(
         f"{result.stolen:.0%} of the CPU time stolen by others meanwhile"
     )
     click.secho(f"verdict: {result.statement}", bold=True)
+    if result.learned.warning:
+        click.echo(f"but:     {result.learned.warning}")
     click.echo(f"package: {result.package or 'not published; kept in ' + result.kept}")
     click.echo(f"report:  {result.report}")
     click.echo(f"next:    {next_step(result, parity)}")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-__all__ = ["DataReport", "LeakedText", "Leakage", "Lengths", "TableReport", "check_data", "check_table", "leakage"]
+__all__ = [
+    "DataReport", "LeakedText", "Leakage", "Lengths", "TableReport", "check_data", "check_table", "leakage",
+    "no_better_than_one_answer",
+]  # fmt: skip
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -102,7 +105,7 @@ def check_table(table: Table) -> TableReport:
     if not report.classes:
         raise DataError(
             f"{table.source}: no row has a label or a marked span",
-            "name the column that holds them: -s data.label=NAME",
+            "name the column that holds them: -s data.label=NAME with a recipe, else --label NAME",
         )
     if len(report.classes) < 2 and isinstance(_labels(table)[0], str):
         label = next(iter(report.classes))
@@ -126,6 +129,26 @@ def leakage(seen: Sequence[Table], test: Table) -> Leakage:
         for index in found[:EXAMPLES]
     )
     return Leakage(count=len(found), examples=tuple(examples))
+
+
+def no_better_than_one_answer(table: Table, metric: str, value: float) -> str | None:
+    """What to say of a model that scores no more on rows of one class each than their commonest class would; else None.
+
+    Args:
+        table: the rows.
+        metric: its name; one that such an answer brings the share of its rows at least, as accuracy and recall@1.
+        value: what the model scored, a fraction.
+    """
+    counts = Counter(label for label in _labels(table) if isinstance(label, str))
+    if counts.total() < len(table):
+        return None
+    label, rows = counts.most_common(1)[0]
+    if value > rows / len(table):
+        return None
+    return (
+        f"{metric} {value:.2%} on validation is no more than {label!r} for every message would score"
+        f" ({rows / len(table):.2%}): nothing was learned; more epochs, another learning rate, or other data may help"
+    )
 
 
 def _described(table: Table) -> TableReport:

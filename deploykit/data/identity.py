@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
+from deploykit.artifacts.atomic import disk_errors
 from deploykit.artifacts.digest import digest_file, digest_json, digest_tree
 from deploykit.data.readers import local_file
 from deploykit.errors import DataError
@@ -32,7 +33,9 @@ def data_identity(reference: str, base: Path) -> str:
     path = local_file(reference)
     if path is None:
         return digest_json(reference)
-    path = base / path if (base / path).exists() else path
-    if not path.is_file():
+    with disk_errors(path):  # a name may be too long to ask for
+        path = base / path if (base / path).exists() else path
+        is_there = path.is_file()
+    if not is_there:
         raise DataError(f"{path}: no such file", "name the data files: -s data.train=FILE -s data.test=FILE")
     return digest_file(path)

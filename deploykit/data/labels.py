@@ -260,6 +260,9 @@ def checked_text(value: object, where: str, column: str) -> str:
 def _class(value: object, where: str, column: str) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
+    if isinstance(value, float):
+        said = "is missing" if math.isnan(value) else f"must be text, not {value}"
+        raise DataError(f"{where}: {column!r} {said}", "a label is text, a whole number, true or false")
     label = str(value) if isinstance(value, int) else checked_text(value, where, column)
     if any(ord(character) < 32 for character in label):
         raise DataError(f"{where}: {column!r} holds a line break or another control character")
@@ -267,7 +270,7 @@ def _class(value: object, where: str, column: str) -> str:
 
 
 def _from_columns(values: Sequence[object], where: str, columns: Sequence[str]) -> list[Span]:
-    label = _class(values[0], where, columns[0]).strip()
+    label = "" if _is_nothing(values[0]) else _class(values[0], where, columns[0]).strip()
     offsets = [None if _is_nothing(value) else value for value in values[1:]]
     if not label and offsets == [None, None]:
         return []

@@ -30,6 +30,11 @@ class AnswerInContext:
             DataError: the message has no line break, the span can't be read, or is not one in the context.
         """
         if len(self.columns) == 1:
+            if isinstance(values[0], str) and values[0].strip() and not values[0].lstrip().startswith("["):
+                raise DataError(
+                    f"{where}: {self.columns[0]!r} marks no answer: {values[0][:40]!r}",
+                    'write [{"start": 45, "end": 52, "label": "answer"}], or name two columns, its start and its end',
+                )
             spans = MarkedSpans(self.columns).read(text, values, where)
         else:
             given = _ANSWER if any(value not in (None, "") for value in values) else ""

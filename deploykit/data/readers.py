@@ -19,6 +19,7 @@ UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 PARQUET_BATCH_ROWS = 4096
+_RECODE = "save the file as UTF-8; one from Windows: iconv -f WINDOWS-1252 -t UTF-8 OLD > NEW"
 
 
 def local_file(reference: str) -> Path | None:
@@ -57,7 +58,7 @@ def read_rows(reference: str, columns: Columns) -> Table:
             case suffix:
                 raise DataError(f"{reference}: unknown kind of file {suffix!r}", f"known: {', '.join(SUFFIXES)}")
     except FileNotFoundError as error:
-        hint = "a relative file is looked for beside the recipe, then in the current folder"
+        hint = "a relative file is looked for in the current folder; one that a recipe names, beside the recipe first"
         raise DataError(f"{reference}: no such file", hint) from error
     except OSError as error:
         raise DataError(f"{reference}: can't be read: {error.strerror or error}") from error
@@ -109,7 +110,7 @@ def _lines(handle: BinaryIO, source: Path | str) -> Iterator[tuple[int, str]]:
             text = raw.decode("utf-8")
         except UnicodeDecodeError as error:
             said = f"byte 0x{raw[error.start]:02x} at offset {offset + error.start} is not UTF-8"
-            raise DataError(f"{where}: {said}", "save the file as UTF-8") from error
+            raise DataError(f"{where}: {said}", _RECODE) from error
         if "\0" in text:
             raise DataError(f"{where}: holds a NUL byte (offset {offset + raw.index(0)})")
         offset += len(raw)
@@ -126,10 +127,10 @@ def _csv_rows(path: Path, columns: Columns, delimiter: str) -> Iterator[RawRow]:
         if not header:
             raise DataError(f"{path}: is empty")
         where = f"{path}: line {line}"
-        if len(set(header)) != len(header):
+        if any(header.count(name) > 1 for name in (columns.text, *columns.labels)):  # others are passed over
             raise DataError(f"{where}: a column name is given twice: {', '.join(map(repr, header))}")
         if error := missing_column(where, columns, header):
-            raise error
+            raise _other_separator(where, header, delimiter) or error
         text_at = header.index(columns.text)
         labels_at = [header.index(name) for name in columns.labels]
         for line, record in records:
@@ -153,6 +154,16 @@ def _csv_records(reader: Any, path: Path) -> Iterator[tuple[int, list[str]]]:
             return
         if record:
             yield line, record
+
+
+def _other_separator(where: str, header: Sequence[str], delimiter: str) -> DataError | None:
+    """The error for a header that is one field, and would be several with another separator; else None."""
+    for other, named in (";", "semicolons"), ("\t", "tabs"), (",", "commas"):
+        if len(header) == 1 and other != delimiter and other in header[0]:
+            suffix = next((suffix for suffix, known in DELIMITERS.items() if known == other), None)
+            do = f"name the file {suffix}" if suffix else "save it with commas"
+            return DataError(f"{where}: the columns are separated by {named}", do)
+    return None
 
 
 def _csv_reason(said: str) -> str:

@@ -28,6 +28,10 @@ _SAMPLED = 2000
 """Messages whose language is asked for."""
 _JUDGED = 50_000
 """Rows whose label is judged: the words and pairs of words of more would not fit in memory."""
+_JUDGED_PROBABILITIES = 5_000_000
+"""Rows times classes that are judged: each is a step of the linear model in every pass."""
+_JUDGED_CLASSES = 1000
+"""Classes among which labels are judged: of more there would be too few rows each."""
 _LEAST_WORDS = 4
 """Shorter messages say little about their language."""
 _RARE = 10
@@ -97,7 +101,8 @@ class Suspects:
             )
         if self.rare:
             named = ", ".join(f"{label!r} ({rows})" for label, rows in list(self.rare.items())[:5])
-            found.append(f"{source}: {len(self.rare)} classes have fewer than {_RARE} rows: {named}")
+            more = f" and {len(self.rare) - 5:,} more" if len(self.rare) > 5 else ""
+            found.append(f"{source}: classes with fewer than {_RARE} rows: {named}{more}")
         others = [f"{code} {share:.0%}" for code, share in list((self.languages or {}).items())[1:] if share >= _ENOUGH]
         if others:
             found.append(f"{source}: more than one language: {next(iter(self.languages or {}))}, {', '.join(others)}")
@@ -126,10 +131,13 @@ def find_suspects(table: Table, seed: int = 0, *, textual: bool = True) -> Suspe
         skipped.append("labels that look wrong: rows have spans, not one class")
     elif importlib.util.find_spec("cleanlab") is None:
         skipped.append("labels that look wrong: pip install 'deploykit[checks]'")
+    elif len(counts) > _JUDGED_CLASSES:
+        skipped.append(f"labels that look wrong: there are {len(counts):,} classes, more than {_JUDGED_CLASSES:,}")
     else:
-        wrong = _wrong_labels(table, labels, seed)
-        if len(labels) > _JUDGED:
-            skipped.append(f"labels that look wrong, but for {_JUDGED:,} of the {len(labels):,} rows")
+        most = min(_JUDGED, _JUDGED_PROBABILITIES // len(counts))
+        wrong = _wrong_labels(table, labels, seed, most)
+        if len(labels) > most:
+            skipped.append(f"labels that look wrong, but for {most:,} of the {len(labels):,} rows")
     languages = None
     if textual and importlib.util.find_spec("py3langid") is None:
         skipped.append("languages: pip install 'deploykit[checks]'")
@@ -146,18 +154,23 @@ def find_suspects(table: Table, seed: int = 0, *, textual: bool = True) -> Suspe
     )
 
 
-def _wrong_labels(table: Table, labels: Sequence[str], seed: int) -> list[LabelSuspect]:
-    """The labels that confident learning takes for wrong, the least self-confident first; of classes of two rows up."""
+def _wrong_labels(table: Table, labels: Sequence[str], seed: int, most: int) -> list[LabelSuspect]:
+    """The labels that confident learning takes for wrong, the least self-confident first; of classes of two rows up.
+
+    Args:
+        most: rows that are judged at most, drawn by the seed.
+    """
     counts = Counter(labels)
     judged = [index for index, label in enumerate(labels) if counts[label] >= 2]
-    if len(judged) > _JUDGED:
-        drawn = np.random.default_rng(seed).choice(len(judged), _JUDGED, replace=False)
+    if len(judged) > most:
+        drawn = np.random.default_rng(seed).choice(len(judged), most, replace=False)
         counts = Counter(labels[judged[place]] for place in drawn)
         judged = [judged[place] for place in sorted(drawn.tolist()) if counts[labels[judged[place]]] >= 2]
     names = sorted({labels[index] for index in judged})
     if len(names) < 2:
         return []
-    numbers = np.array([names.index(labels[index]) for index in judged])
+    number_of = {name: number for number, name in enumerate(names)}
+    numbers = np.array([number_of[labels[index]] for index in judged])
     probabilities = _out_of_sample([table.texts[index] for index in judged], numbers, len(names), seed)
     issues = importlib.import_module("cleanlab.filter").find_label_issues(
         numbers, probabilities, return_indices_ranked_by="self_confidence", filter_by="both", n_jobs=1

@@ -152,6 +152,6 @@ def missing_column(where: str, columns: Columns, known: Sequence[str]) -> DataEr
         close = nearest(wanted, known)
         meant = f"; did you mean {close!r}?" if close else ""
         there = ", ".join(map(repr, known)) or "none"
-        hint = columns.hint or f"name the {key} column: -s data.{key}=NAME"
+        hint = columns.hint or f"name the {key} column: -s data.{key}=NAME with a recipe, else --{key} NAME"
         return DataError(f"{where}: no column {wanted!r} (there are: {there}){meant}", hint)
     return None

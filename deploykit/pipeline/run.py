@@ -244,7 +244,8 @@ def _result(
 
 
 def _learned(info: Mapping[str, object]) -> Learned:
-    return Learned.model_validate({"loss": info.get("curve", ()), "metric": info.get("watched", ())}, strict=False)
+    found = {"loss": info.get("curve", ()), "metric": info.get("watched", ()), "warning": info.get("warning")}
+    return Learned.model_validate(found, strict=False)
 
 
 def _figures(name: str, value: float | None, samples: Samples | None, folder: Path) -> Figures:

@@ -7,7 +7,7 @@ __all__ = ["scaffold"]
 import re
 from pathlib import Path
 
-from deploykit.artifacts.atomic import disk_errors, write_atomic
+from deploykit.artifacts.atomic import disk_errors, rename_into_place, staging, sync_tree, write_atomic
 from deploykit.data.sample import write_support_csv
 from deploykit.errors import UsageError
 
@@ -45,11 +45,15 @@ def scaffold(folder: Path) -> tuple[Path, ...]:
             raise UsageError(f"{folder / name} is there already", "name a new folder")
     name = re.sub(r"[^A-Za-z0-9_.-]", "_", folder.resolve().name).strip("._-")[:100].rstrip("._-") or "intents"
     recipe, ignored = folder / "recipe.yaml", folder / ".gitignore"
-    with disk_errors(folder):
-        (folder / "data").mkdir(parents=True)
-        written = [*write_support_csv(folder / "data")]
-    if not ignored.exists():
-        write_atomic(ignored, b".deploykit/\nmodel_repository/\n")
-        written.append(ignored)
-    write_atomic(recipe, _RECIPE.format(name=name).encode())
+    with staging(folder) as scratch:  # all or nothing: what half is there would be refused the next time
+        with disk_errors(folder):
+            (scratch / "data").mkdir()
+            written = [folder / "data" / path.name for path in write_support_csv(scratch / "data")]
+        write_atomic(scratch / "recipe.yaml", _RECIPE.format(name=name).encode())
+        sync_tree(scratch / "data")
+        if not ignored.exists():
+            write_atomic(ignored, b".deploykit/\nmodel_repository/\n")
+            written.append(ignored)
+        rename_into_place(scratch / "data", folder / "data")
+        rename_into_place(scratch / "recipe.yaml", recipe)
     return recipe, *written

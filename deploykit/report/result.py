@@ -94,6 +94,7 @@ class Learned(_Model):
 
     loss: tuple[tuple[int, float], ...] = Field(description="in training, the mean since the last one")
     metric: tuple[tuple[int, float], ...] = Field(description="on validation, a fraction")
+    warning: str | None = Field(default=None, description="that nothing was learned")
 
 
 class RunResult(_Model):

@@ -69,9 +69,13 @@ def resolve_model(reference: str, base: Path, *, download: bool = True) -> Model
         folder = _SAMPLES / reference.removeprefix(_SAMPLE_PREFIX)
         return ModelReference("sample", folder, reference, _identity_from_digests(_digests_from_folder(folder)))
     for path in (base / reference, Path(reference)) if reference else ():
-        if path.is_dir():
+        with disk_errors(path):  # a name may be too long to ask for
+            is_folder, is_file = path.is_dir(), path.is_file()
+        if is_folder:
+            if not (path / "config.json").exists():
+                raise ModelError(f"{path} has no config.json", "name a folder that save_pretrained has written")
             return ModelReference("folder", path, reference, _identity_from_digests(_digests_from_folder(path)))
-        if path.is_file():
+        if is_file:
             raise ModelError(f"{path} is a file, not a model folder", "name the folder that holds config.json")
     hub = _HUB_ID.fullmatch(reference)
     if hub is None or ".." in reference or reference.startswith((".", "/")):

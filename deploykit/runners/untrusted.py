@@ -276,7 +276,13 @@ def _load_onnx(path: Path) -> ModelProto:
 
     again = "export the model again, or copy the file again"
     if not path.is_file():
-        raise ModelError(f"{path} does not exist", "name an .onnx file")
+        checkpoint = (path.parent / "config.json").is_file() and any(path.parent.glob("*.safetensors"))
+        do = (
+            f"make one of this checkpoint: deploykit export {path.parent} -o ONNX"
+            if checkpoint
+            else "name an .onnx file"
+        )
+        raise ModelError(f"{path} does not exist", do)
     size = path.stat().st_size
     if size == 0:
         raise ModelError(f"{path} is empty", again)

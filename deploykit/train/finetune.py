@@ -12,12 +12,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from deploykit.data.checks import no_better_than_one_answer
 from deploykit.data.dataset import LabelledData
 from deploykit.data.entries import Entries
 from deploykit.data.spill import Gathering, taken
 from deploykit.data.table import Table
 from deploykit.errors import TrainingError
-from deploykit.events import Listener, Note, ignore
+from deploykit.events import Listener, Note, Warn, ignore
 from deploykit.recipe import Finetune
 from deploykit.runners.medium import medium_of
 from deploykit.runners.tokenize import max_length_from_folder
@@ -68,6 +69,7 @@ class FinetuneResult:
         resumed_from: the step that this call went on from, 0 for a fresh start.
         device: what it ran on.
         precision: what it computed in.
+        warning: that nothing was learned; None where that does not show.
     """
 
     metrics: Mapping[str, float]
@@ -79,6 +81,7 @@ class FinetuneResult:
     resumed_from: int
     device: str
     precision: str
+    warning: str | None = None
 
 
 def finetune(
@@ -222,7 +225,14 @@ def finetune(
         resumed_from=resumed_from,
         device=str(trainer.args.device),
         precision=precision_of(settings.precision),
+        warning=_told(no_better_than_one_answer(data.validation, task.metric, metrics[task.metric]), listener),
     )
+
+
+def _told(warning: str | None, listener: Listener) -> str | None:
+    if warning is not None:
+        listener(Warn(warning))
+    return warning
 
 
 @contextlib.contextmanager

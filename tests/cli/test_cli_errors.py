@@ -152,6 +152,18 @@ def test_a_bug_says_so_and_how_to_report_it(
     ]
 
 
+def test_row_3_a_full_disk_is_no_bug_wherever_it_shows(
+    deploykit: Deploykit, recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 67968 vs 67856")
+
+    monkeypatch.setattr("deploykit.pipeline.run.run_recipe", full)
+    done = deploykit("run", str(recipe), "--json")
+    assert done.code == done.json["exit_code"] == 1
+    assert done.err.splitlines()[-1] == "  hint: free some space and run it again"
+
+
 def test_debug_shows_the_traceback_and_changes_nothing_else(
     deploykit: Deploykit, recipe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from deploykit.artifacts.store import Store
+from deploykit.errors import ArtifactError
 from deploykit.pipeline.order import ALWAYS
 from deploykit.pipeline.plan import Plan, make_plan
 from deploykit.recipe import load_recipe
@@ -67,7 +68,22 @@ def test_row_5_init_names_what_it_can_not_write(deploykit: Deploykit, tmp_path: 
     (tmp_path / "file").write_text("")
     done = deploykit("init", "file")
     assert (done.code, done.out) == (1, "")
-    assert done.err.startswith("error: file/data: Not a directory")
+    assert done.err.startswith("error: file: File exists")
+
+
+def test_row_3_init_on_a_full_disk_leaves_nothing_that_the_next_try_stumbles_over(
+    deploykit: Deploykit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from deploykit.pipeline import scaffold
+
+    def full(path: Path, data: bytes) -> None:
+        raise ArtifactError(f"no space left for {path}")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(scaffold, "write_atomic", full)
+        assert deploykit("init", "new").code == 1
+    assert list((tmp_path / "new").iterdir()) == []
+    assert deploykit("init", "new").code == 0
 
 
 @pytest.mark.parametrize(
@@ -208,3 +224,12 @@ def test_row_46_and_47_overrides_are_checked_like_the_recipe(
 
 def test_overrides_decide_what_is_planned(deploykit: Deploykit, recipe: Path) -> None:
     assert deploykit("check", str(recipe), "-s", "name=one", "-s", "name=two", "--json").json["name"] == "two"
+
+
+@pytest.mark.parametrize("key", ["data.train", "data.test", "model"])
+def test_a_name_that_is_too_long_for_a_file_is_an_error_like_any_other(
+    deploykit: Deploykit, recipe: Path, key: str
+) -> None:
+    done = deploykit("check", str(recipe), "-s", f"{key}={'x' * 300}")
+    assert done.code == 1
+    assert "File name too long" in done.err

@@ -67,6 +67,9 @@ def test_a_command_and_each_of_its_options_say_what_they_do(name: str) -> None:
     for option in found.params:
         if isinstance(option, click.Option):
             assert option.help, option.name
+            shown = option.make_metavar(click.Context(found))
+            assert not shown.startswith("_"), f"{option.name} shows the name of a function: {shown}"
+            assert shown != "ANNOTATED", option.name
     flags = {flag for option in found.params for flag in option.opts}
     assert "--json" in flags or name == "completion"  # a script is no result
 

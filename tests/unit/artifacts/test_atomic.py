@@ -71,6 +71,7 @@ def test_row_2_tree_is_synced_files_first_then_folders_then_parent(
         (errno.EACCES, "not permitted"),
         (errno.EPERM, "not permitted"),
         (errno.EROFS, "read-only file system"),
+        (errno.EFBIG, "larger than a file may be"),
         (errno.EXDEV, "another file system"),
         (errno.EIO, "Input/output error"),
     ],
@@ -80,6 +81,27 @@ def test_rows_3_4_5_refusals_are_one_line_with_the_path(tmp_path: Path, code: in
         raise OSError(code, os.strerror(code))
     assert str(tmp_path / "file") in caught.value.message
     assert "\n" not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(errno.ENOSPC, "full", "/a/model.onnx"), "no space left for /a/model.onnx"),
+        (OSError(errno.EFBIG, "too large", "x"), "x: larger than a file may be here"),
+        (RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 67968 vs 67856"), "disk full?"),
+        (RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed"), "disk full?"),
+        (ValueError("I/O error: No space left on device (os error 28)"), "disk full?"),
+        (OSError(errno.ENOENT, "absent", "x"), None),
+        (RuntimeError("PytorchStreamReader failed reading zip archive"), None),
+    ],
+)
+def test_row_3_a_full_disk_is_known_from_whatever_library_says(error: Exception, words: str | None) -> None:
+    found = atomic.disk_refusal(error)
+    assert (found is None) == (words is None)
+    assert found is None or words in found.message
+    wrapped = KeyError("in between")
+    wrapped.__cause__ = error
+    assert (atomic.disk_refusal(wrapped) is None) == (words is None)
 
 
 def test_refused_rename_names_where_it_was_to_go(tmp_path: Path) -> None:

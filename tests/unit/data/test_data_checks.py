@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from deploykit.data.checks import check_data, check_table, leakage
+from deploykit.data.checks import check_data, check_table, leakage, no_better_than_one_answer
 from deploykit.data.dataset import load_data
 from deploykit.data.table import Table
 from deploykit.errors import DataError
@@ -132,3 +132,13 @@ def test_row_33_strict_of_the_recipe_refuses_leakage(tmp_path: Path) -> None:
     section = Data(train="train.csv", test=written(tmp_path, "test.csv", 20, start=30), strict=True)
     with pytest.raises(DataError, match=r"10 of 20 texts of .*test\.csv were also seen in training"):
         load_data(section, seed=0, base=tmp_path)
+
+
+def test_a_model_that_gives_one_answer_to_all_is_told() -> None:
+    rows = table("dev.csv", ("one", "a"), ("two", "a"), ("three", "b"))
+    said = no_better_than_one_answer(rows, "accuracy", 2 / 3)
+    assert said is not None
+    assert said.startswith("accuracy 66.67% on validation is no more than 'a' for every message would score (66.67%)")
+    assert no_better_than_one_answer(rows, "accuracy", 1.0) is None
+    spans = Table("dev.csv", ("one",), ((),), rows=(2,))
+    assert no_better_than_one_answer(spans, "entity_f1", 0.0) is None

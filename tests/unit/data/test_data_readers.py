@@ -130,7 +130,7 @@ def test_row_32_a_missing_column_names_those_that_exist_and_the_nearest(tmp_path
     assert said.startswith(
         f"{path}: line 1: no column 'text' (there are: 'id', 'Text', 'category'); did you mean 'Text'?"
     )
-    assert "-s data.text=NAME" in said
+    assert "-s data.text=NAME with a recipe, else --text NAME" in said
     assert "no column 'label'" in refusal(path, Columns(text="Text"))
     jsonl = csv_file(tmp_path, b'{"text": "a", "label": "b"}\n{"text": "a", "labels": "b"}\n', "rows.jsonl")
     assert refusal(jsonl).startswith(f"{jsonl}: line 2: no column 'label' (there are: 'text', 'labels')")
@@ -183,7 +183,8 @@ def test_row_32_blank_labels_name_their_lines(tmp_path: Path) -> None:
         (b"text,label\rfine,a\r", "line 1: a carriage return outside quotes"),
         (b"text,text\na,b\n", "line 1: a column name is given twice: 'text', 'text'"),
         (b'text,label\nfine,"a\nb"\n', "line 2: 'label' holds a line break"),
-        (b"text;label\na;b\n", "line 1: no column 'text' (there are: 'text;label')"),
+        (b"text;label\na;b\n", "line 1: the columns are separated by semicolons"),
+        (b"text\tlabel\na\tb\n", "line 1: the columns are separated by tabs"),
         (b"x" * (2**24 + 1), "line 1: longer than 16777216 bytes"),
         (b'text,label\n"' + (b"x" * 65_535 + b"\n") * 257, "line 2: a field is longer than 16777216 characters"),
     ],
@@ -201,7 +202,8 @@ def test_row_32_damaged_csv_names_the_line(tmp_path: Path, content: bytes, said:
         (b'{"text": "a\\ud800", "label": "b"}\n', "line 1: 'text' holds half of a character"),
         (b'{"text": "a\\u0000", "label": "b"}\n', "line 1: 'text' holds a NUL character"),
         (b'{"text": 5, "label": "b"}\n', "line 1: 'text' must be text, not int"),
-        (b'{"text": "a", "label": 0.5}\n', "line 1: 'label' must be text, not float"),
+        (b'{"text": "a", "label": 0.5}\n', "line 1: 'label' must be text, not 0.5"),
+        (b'{"text": "a", "label": NaN}\n', "line 1: 'label' is missing"),
         (b'{"text": "a", "label": ' + b"9" * 5000 + b"}\n", "line 1: not usable JSON"),
         (b"[" * 100_000, "line 1: not usable JSON: nested too deeply"),
     ],
@@ -209,6 +211,12 @@ def test_row_32_damaged_csv_names_the_line(tmp_path: Path, content: bytes, said:
 def test_row_32_damaged_jsonl_names_the_line(tmp_path: Path, content: bytes, said: str) -> None:
     path = csv_file(tmp_path, content, "rows.jsonl")
     assert refusal(path).startswith(f"{path}: {said}")
+
+
+def test_columns_that_nobody_asks_for_may_share_a_name(tmp_path: Path) -> None:
+    """As the empty ones do that spreadsheets leave at the right."""
+    path = csv_file(tmp_path, b"text,label,,\nfine,a,,\n")
+    assert read_rows(str(path), Columns()).texts == ("fine",)
 
 
 def test_row_32_damaged_json_and_parquet(tmp_path: Path) -> None:

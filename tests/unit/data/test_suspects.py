@@ -48,7 +48,24 @@ def test_sound_labels_are_left_alone(toy_data: Any) -> None:
 def test_rare_classes_and_imbalance() -> None:
     found = find_suspects(table([f"message {number}" for number in range(44)], ["a"] * 40 + ["b"] * 4))
     assert (found.rare, found.imbalance) == ({"b": 4}, 10.0)
-    assert "1 classes have fewer than 10 rows: 'b' (4)" in found.warnings("train")[-1]
+    assert found.warnings("train")[-1] == "train: classes with fewer than 10 rows: 'b' (4)"
+    many = find_suspects(table([f"message {number}" for number in range(14)], list("aabbccddeeffgg")))
+    assert many.warnings("train")[-1].endswith("'e' (2) and 2 more")
+
+
+def test_labels_among_very_many_classes_are_not_judged() -> None:
+    """One model for each of thousands of classes would take minutes and gigabytes."""
+    pytest.importorskip("cleanlab")
+    found = find_suspects(table([f"message {number}" for number in range(2002)], [str(n // 2) for n in range(2002)]))
+    assert found.wrong_labels is None
+    assert found.not_checked[0] == "labels that look wrong: there are 1,001 classes, more than 1,000"
+
+
+def test_fewer_rows_are_judged_where_there_are_many_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("cleanlab")
+    monkeypatch.setattr(suspects, "_JUDGED_PROBABILITIES", 40)
+    found = find_suspects(table([f"message {number}" for number in range(30)]))
+    assert found.not_checked[0] == "labels that look wrong, but for 20 of the 30 rows"
 
 
 def test_a_second_language_is_named() -> None:

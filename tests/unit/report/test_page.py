@@ -427,6 +427,13 @@ def test_the_learning_curves_are_drawn(tmp_path: Path) -> None:
     assert [y for _, y in points] == sorted(y for _, y in points), "a falling loss goes down the page"
     assert "loss in training: 1.500 to 0.250" in shown.words
     assert "accuracy on validation: 50.00% to 75.00%" in shown.words
+    assert "nothing was learned" not in shown.words
+
+
+def test_a_model_that_learned_nothing_is_told_beside_the_verdict(tmp_path: Path) -> None:
+    report = parity()
+    learned = Learned(loss=(), metric=(), warning="accuracy 25.00%: nothing was learned")
+    assert "nothing was learned" in page(run(report, goal(), learned=learned), report, tmp_path).words
 
 
 def test_a_training_that_was_watched_once_has_no_curve(tmp_path: Path) -> None:

@@ -49,6 +49,11 @@ def test_a_folder_is_looked_for_beside_the_recipe_and_then_here(
     assert resolve_model(str(beside), tmp_path).location == beside
 
 
+def test_a_folder_that_is_no_model_is_refused_when_planning(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    assert message("model", tmp_path).startswith(f"{tmp_path / 'model'} has no config.json")
+
+
 def test_identity_of_a_folder_follows_its_files_and_not_its_place_or_its_sub_folders(tmp_path: Path) -> None:
     def identity(folder: Path) -> str:
         reference = resolve_model(str(folder), tmp_path)

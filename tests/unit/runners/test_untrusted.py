@@ -413,6 +413,14 @@ def test_row_39_other_files_are_refused(tmp_path: Path) -> None:
     assert "does not exist" in refusal(lambda: check_onnx(tmp_path / "nowhere.onnx"))
 
 
+def test_who_gives_a_checkpoint_for_an_onnx_folder_is_told_to_export_it(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(ModelError) as caught:
+        check_onnx(tmp_path / "model.onnx")
+    assert "deploykit export" in str(caught.value.hint)
+
+
 def test_row_39_a_file_beyond_protobuf_is_refused_unread(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     with path.open("wb") as file:

@@ -95,9 +95,19 @@ def test_the_result_says_what_was_done(train: Any, capfd: pytest.CaptureFixture[
     assert [event.done for event in progress] == list(range(1, 13))
     assert {event.total for event in progress} == {12}
     assert set(progress[-1].figures) == {"loss", "val_loss", "val_accuracy"}
-    assert not [event for event in events if isinstance(event, Warn | Note)]
+    said = [event.message for event in events if isinstance(event, Warn | Note)]
+    assert said == ([result.warning] if result.warning else [])  # two epochs may be too few to learn anything
     captured = capfd.readouterr()  # neither bars nor load reports
     assert captured.out == captured.err == ""
+
+
+def test_a_model_that_gives_one_answer_to_all_is_told(train: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from deploykit.train import finetune as module
+
+    monkeypatch.setattr(module, "no_better_than_one_answer", lambda table, metric, value: f"{metric}: nothing learned")
+    result, _, events = train()
+    assert result.warning == "accuracy: nothing learned"
+    assert [event.message for event in events if isinstance(event, Warn)] == ["accuracy: nothing learned"]
 
 
 def test_the_same_seed_gives_the_same_weights(train: Any) -> None:
