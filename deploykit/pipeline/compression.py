@@ -32,8 +32,10 @@ from deploykit.tasks import Task
 from deploykit.tasks.pruned import encoder_layers, heads_fixed
 
 _TIMED_MESSAGES = 160
-_FITTED_ROWS = 512
+_FITTED_ROWS = 1024
 """Messages that the output matrices of a cut model are fitted on."""
+_SCALED_ON = 16
+"""Messages that static scales of what is timed are taken from."""
 
 
 def prune_to_goal(
@@ -160,11 +162,12 @@ def _set_up(
     texts = sampled(data.train.texts, settings.calibration_rows, seed)
     bench = Bench(
         task,
+        teacher,
         quantize,
         target,
         threads,
         timed_messages(data.validation.texts, _TIMED_MESSAGES, goal.target.lengths, whole),
-        texts,
+        texts[:_SCALED_ON],
         workspace / "bench",
         seed,
         listener,
