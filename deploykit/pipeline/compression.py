@@ -158,7 +158,9 @@ def _set_up(
 
     from deploykit.runners.tokenize import Encoder
 
-    whole, (teacher, trimmed) = teacher, _trimmed(teacher, task, data, settings, workspace, listener)
+    whole, trimmed = teacher, dict[str, Any]()
+    if settings.epochs or goal.size_mb is not None:  # a word that is cut finer has to be learned
+        teacher, trimmed = _trimmed(teacher, task, data, settings, workspace, listener)
     texts = sampled(data.train.texts, settings.calibration_rows, seed)
     bench = Bench(
         task,
