@@ -14,9 +14,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import onnx
-from onnx import numpy_helper
+from numpy.typing import NDArray
 
 from deploykit.errors import ExportError
 from deploykit.export.graph import Graph
@@ -25,6 +24,14 @@ from deploykit.tasks.pruned import encoder_layers, kept_of
 
 _PREFIX = "model."
 """Of all names: what is exported is a wrapper around the model."""
+_PARTS: Mapping[str, Sequence[tuple[int, str]]] = {
+    "MatMul": [(1, "weight")],
+    "Add": [(0, "bias"), (1, "bias")],
+    "Gemm": [(1, "weight"), (2, "bias")],
+    "LayerNormalization": [(1, "weight"), (2, "bias")],
+    "Gather": [(0, "weight")],
+}
+"""The inputs of nodes that are parameters of the module that the node is in."""
 
 
 def derive(exported: onnx.ModelProto, whole: Any, small: Any) -> onnx.ModelProto:
@@ -49,8 +56,7 @@ def derive(exported: onnx.ModelProto, whole: Any, small: Any) -> onnx.ModelProto
         raise ExportError("the model's graph can't be derived from that of the whole one", "export the model itself")
     _lead_past(graph, [pair for number, pair in enumerate(ends) if number not in kept])
     graph.drop_dead()
-    numbers = {paths[before]: path for before, path in zip(kept, _layer_paths(small), strict=True)}
-    _rename(graph, numbers)
+    _rename(graph, {paths[before]: path for before, path in zip(kept, _layer_paths(small), strict=True)})
     _give_weights(graph, small)
     _give_shapes(graph, whole, kept, small)
     return found
@@ -97,37 +103,35 @@ def _lead_past(graph: Graph, gone: Sequence[tuple[str, str]]) -> None:
 
 
 def _rename(graph: Graph, paths: Mapping[str, str]) -> None:
-    """Give modules, in the exporter's notes, and parameters their names in the cut model."""
+    """Give modules their names in the cut model, in what the exporter notes."""
     pattern = re.compile("|".join(rf"{re.escape(path)}(?![0-9])" for path in paths))
-
-    def renamed(text: str) -> str:
-        return pattern.sub(lambda match: paths[match[0]], text)
-
     for node in graph.proto.node:
         for entry in node.metadata_props:
             if entry.key == SCOPES:
-                entry.value = renamed(entry.value)
-        for position, name in enumerate(node.input):
-            if name in graph.constants:
-                node.input[position] = renamed(name)
-    for tensor in graph.proto.initializer:
-        tensor.name = renamed(tensor.name)
-    graph.constants = {tensor.name: tensor for tensor in graph.proto.initializer}
+                entry.value = pattern.sub(lambda match: paths[match[0]], entry.value)
 
 
 def _give_weights(graph: Graph, small: Any) -> None:
-    """Put the cut model's parameters in place of the whole one's: by name, and transposed where a product has them."""
+    """Give each node that reads parameters the cut model's: its own, even where the exporter joined equal ones."""
     weights = {f"{_PREFIX}{name}": value.detach().numpy() for name, value in small.state_dict().items()}
-    for node in graph.of_type("MatMul"):
-        path, constant = "".join(scopes(node)[-1:]), node.input[1]
-        if f"{path}.weight" in weights and constant in graph.constants and constant not in weights:
-            _set(graph, constant, weights[f"{path}.weight"].T)
-    for name in [name for name in graph.constants if name in weights]:
-        _set(graph, name, weights[name])
-
-
-def _set(graph: Graph, name: str, value: Any) -> None:
-    graph.constants[name].CopyFrom(numpy_helper.from_array(np.ascontiguousarray(value), name))
+    given: dict[str, NDArray[Any]] = {}
+    for node in graph.proto.node:
+        path = "".join(scopes(node)[-1:])
+        for position, part in _PARTS.get(node.op_type, ()):
+            value = weights.get(f"{path}.{part}")
+            if position >= len(node.input) or node.input[position] not in graph.constants or value is None:
+                continue
+            name = f"{path}.{part}"
+            if node.op_type == "MatMul":  # it takes the weight transposed, under a name of the exporter's
+                name, value = node.input[position], value.T
+                name = name if name not in given else f"{name}_{len(given)}"
+            node.input[position] = name
+            given[name] = value
+    for name in [name for name in graph.constants if name in given]:
+        graph.proto.initializer.remove(graph.constants.pop(name))
+    for name, value in given.items():
+        graph.add_constant(name, value)
+    graph.drop_dead()
 
 
 def _give_shapes(graph: Graph, whole: Any, kept: Sequence[int], small: Any) -> None:
