@@ -49,8 +49,8 @@ from deploykit.report.result import PrunedCandidate
 from deploykit.runners import Target
 from deploykit.tasks.pruned import encoder_layers
 
-_HEADS = (1.0, 2 / 3, 1 / 2, 1 / 3, 1 / 6)
-_COLUMNS = (1.0, 3 / 4, 1 / 2, 3 / 8, 1 / 4, 1 / 8, 1 / 16)
+_HEADS = (1.0, 5 / 6, 2 / 3, 1 / 2, 1 / 3, 1 / 6)
+_COLUMNS = (1.0, 7 / 8, 3 / 4, 5 / 8, 1 / 2, 3 / 8, 1 / 4, 1 / 8, 1 / 16)
 """Levels that are scored, as shares of the unpruned layer."""
 _MARGIN = 0.95
 """Of the goal's time that is aimed at: a machine is never as quiet again."""
