@@ -130,7 +130,7 @@ def fit_table(
     for choice, ms in timed:
         kept = [layer for layer in choice if layer is not None]
         attention = np.sum([shares(heads, layer[0]) for layer in kept], axis=0)
-        inner = np.sum([np.zeros(len(columns)), *(shares(columns, layer[1]) for layer in kept[:-1])], axis=0)
+        inner = np.sum([[0.0] * len(columns), *(shares(columns, layer[1]) for layer in kept[:-1])], axis=0)
         last = shares([least, most], kept[-1][1])[1] if most > least else 0.0
         rows.append(np.array([1.0, *attention, *inner, last]) / ms)
     # Attention and FFN at their lowest levels are always there together, and so is the last layer with what is fixed:

@@ -19,7 +19,7 @@ from deploykit.export.to_onnx import WholeGraph, export_onnx
 from deploykit.pipeline.clock import save_model
 from deploykit.runners.onnx_runner import open_session
 from deploykit.tasks import find_task
-from deploykit.tasks.pruned import LayerPlan, PruningPlan, cut, heads_fixed
+from deploykit.tasks.pruned import LayerPlan, PruningPlan, cut, encoder_layers, heads_fixed
 
 TASK = find_task("text-classification")
 KINDS = ("bert", "electra", "distilbert", "roberta", "xlm-roberta", pytest.param("mpnet", marks=pytest.mark.slow))
@@ -39,13 +39,17 @@ def whole_graph(exported: Callable[[str], Any], tmp_path: Path) -> Callable[[str
 
 
 def cut_checkpoint(source: Path, kept: list[tuple[int, tuple[int, ...], int]], out: Path) -> tuple[Any, Path]:
-    """A model cut from a checkpoint, every weight of it changed as fitting it does, and its folder."""
+    """A model cut from a checkpoint, every weight of it changed as fitting it does, and its folder.
+
+    But for what is zero, as the biases of a model that was never trained: the exporter leaves such sums out.
+    """
     small = TASK.load_model(source)
     heads = tuple(range(4)) if heads_fixed(small) else None
     cut(small, PruningPlan(tuple(LayerPlan(n, heads or some, tuple(range(64 - c, 64))) for n, some, c in kept)))
     torch.manual_seed(1)
-    for parameter in small.parameters():
-        parameter.data += 0.05 * torch.randn_like(parameter)
+    for name, parameter in small.named_parameters():
+        if parameter.any() or "norm" in name.lower():
+            parameter.data += 0.05 * torch.randn_like(parameter)
     save_model(small, source, out, {})
     return small.eval(), out
 
@@ -98,6 +102,19 @@ def test_it_is_the_graph_that_would_have_been_exported(
         assert named[0] == named[1], "parameters have the names of the cut model's"
         places = [sorted(module_values(model).values()) for model in (derived, exported)]
         assert places[0] == places[1]
+
+
+def test_a_bias_that_the_exporter_left_out_is_missed(
+    whole_graph: Callable[[str], tuple[Any, WholeGraph]], tmp_path: Path
+) -> None:
+    """The check against PyTorch finds it, and whoever asked for the graph exports the model itself."""
+    source, whole = whole_graph("electra")
+    small, _ = cut_checkpoint(source.checkpoint, BOTH, tmp_path / "small")
+    for layer in encoder_layers(small):
+        layer.linear(layer.output).bias.data += 1.0
+    save_model(small, source.checkpoint, tmp_path / "biased", {})
+    with pytest.raises(ExportError, match="differs from PyTorch"):
+        export_onnx(tmp_path / "biased", tmp_path / "out", TASK, whole=whole)
 
 
 def test_a_model_of_another_origin_is_refused(
