@@ -64,7 +64,8 @@ def main() -> None:
             )  # fmt: skip
     recovery = info["recovery"]
     seeds = recovery.get("seeds") or {str(recipe.seed): recovery}
-    shipped = {seed: _quantized(recipe, task, data, work, seed) for seed in seeds}
+    before = work / "trimmed" if (work / "trimmed").is_dir() else folders["finetune"]
+    shipped = {seed: _quantized(recipe, task, data, before, work, seed) for seed in seeds}
     whole = {name: _right(Target("torch", str(folders["finetune"])), task, data, name) for name in _splits(data)}
     right = {seed: {name: _right(target, task, data, name) for name in whole} for seed, target in shipped.items()}
     chosen = str(recovery.get("seed", recipe.seed))
@@ -100,12 +101,12 @@ def _splits(data: LabelledData) -> dict[str, Table]:
     return {"validation": data.validation, "test": data.test}
 
 
-def _quantized(recipe: Recipe, task: Task, data: LabelledData, work: Path, seed: str) -> Target:
-    """A recovered model in static int8, made once."""
+def _quantized(recipe: Recipe, task: Task, data: LabelledData, before: Path, work: Path, seed: str) -> Target:
+    """A model that recovered, cut from the one `before`, in static int8, made once."""
     calibration = sampled(data.train.texts, recipe.quantize.calibration_rows, recipe.seed)
     bench = Bench(
-        task, recipe.quantize, recipe.export.target, recipe.package.threads, data.validation.texts, calibration, work,
-        recipe.seed, lambda event: None,
+        task, before, recipe.quantize, recipe.export.target, recipe.package.threads, data.validation.texts,
+        calibration, work, recipe.seed, lambda event: None,
     )  # fmt: skip
     return bench.build(work / f"recovered-{seed}", f"seed-{seed}")
 

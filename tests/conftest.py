@@ -270,7 +270,7 @@ class Exported:
 def exported(
     tiny_checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 ) -> Callable[[str], Exported]:
-    """Exports a tiny model once: the trained one for `bert` (2 layers), else a random one with 1 layer."""
+    """Exports a tiny model of two layers once: the trained one for `bert`, else a random one."""
     from deploykit.events import Event, Warn
     from deploykit.export import to_onnx
     from deploykit.tasks import find_task
@@ -280,12 +280,7 @@ def exported(
     def export(kind: str) -> Exported:
         if kind in made:
             return made[kind]
-        if kind == "bert":
-            checkpoint = request.getfixturevalue("trained")
-        else:
-            checkpoint = tiny_checkpoint(
-                kind, **({"n_layers": 1} if kind == "distilbert" else {"num_hidden_layers": 1})
-            )
+        checkpoint = request.getfixturevalue("trained") if kind == "bert" else tiny_checkpoint(kind)
         folder, events, programs = tmp_path_factory.mktemp(f"{kind}-onnx"), list[Event](), []
         real = to_onnx._exported
 

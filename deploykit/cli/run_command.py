@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from deploykit.cli.options import as_json
+from deploykit.errors import UsageError
 from deploykit.pipeline.order import STAGES, Stage
 
 
@@ -28,6 +29,11 @@ from deploykit.pipeline.order import STAGES, Stage
     "--repository", type=click.Path(path_type=Path), default=Path("model_repository"), show_default=True,
     help="The Triton model repository to publish into.",
 )  # fmt: skip
+@click.option(
+    "--study", metavar="URL",
+    help="Share the trials of pruning with other machines: sqlite:///FILE, a database's URL, or a file.",
+)  # fmt: skip
+@click.option("--worker", is_flag=True, help="Train for the same command on another machine, which shares its study.")
 @as_json
 def command(
     recipe: Path,
@@ -36,6 +42,8 @@ def command(
     start: Stage | None,
     workspace: Path,
     repository: Path,
+    study: str | None,
+    worker: bool,
     as_json: bool,
 ) -> int:
     """Take RECIPE from data to a proven model in a Triton repository.
@@ -43,18 +51,40 @@ def command(
     Stages: data, finetune, export, quantize, package, parity, latency, publish. What was made before with the same
     data, settings and versions is found and not made again; an interrupted run goes on where it was. Only a package
     that passes parity and meets the goal enters the repository.
+
+    With --study, machines that run the same command with --worker train some of the models that pruning chooses among.
+    They read the run's data and model in the --workspace, which both reach (or a copy); times are taken by the run
+    alone.
     """
     from deploykit.cli.json_output import print_json
     from deploykit.cli.render import Screen, result_table, stdout, verdict_table
     from deploykit.parity.report import ParityReport
-    from deploykit.pipeline.run import run_recipe
+    from deploykit.pipeline.run import join_run, run_recipe
     from deploykit.recipe import load_recipe
     from deploykit.report.page import next_step
 
+    if worker and study is None:
+        raise UsageError("a worker needs a study to work for", "give --study")
+    if worker and (until or start):
+        raise UsageError("--worker takes no --until and no --from", "a worker trains what a run prunes, and no more")
     loaded = load_recipe(recipe, overrides)
+    if worker and study is not None:
+        with Screen() as screen:
+            count = join_run(loaded, study, workspace=workspace, listener=screen)
+        if as_json:
+            print_json({"name": loaded.name, "trained": count})
+        else:
+            click.echo(f"trained {count} finalist{'s' * (count != 1)} of another process; nothing is written")
+        return 0
     with Screen() as screen:
         result = run_recipe(
-            loaded, workspace=workspace, repository=repository, until=until, start=start, listener=screen
+            loaded,
+            workspace=workspace,
+            repository=repository,
+            until=until,
+            start=start,
+            study=study,
+            listener=screen,
         )
     if result is None:
         if as_json:

@@ -56,40 +56,43 @@ def prune_levels(
     eye = torch.eye(len(exact), dtype=exact.dtype)
     inverse = torch.linalg.inv(exact + damping * mean * eye).float()
     left = original.float().clone()
-    alive = torch.ones(count, dtype=torch.bool)
-    total = float(torch.einsum("oi,ij,oj->", original, exact, original)) or 1.0
+    alive = list(range(count))
+    total = float(((original @ exact) * original).sum()) or 1.0
     found: dict[int, Level] = {}
 
-    def keep() -> None:
-        columns = alive.repeat_interleave(size)
-        change = left.double() * columns - original
-        error = float(torch.einsum("oi,ij,oj->", change, exact, change)) / total
-        kept = tuple(int(number) for number in alive.nonzero().flatten())
-        found[len(kept)] = Level(kept, left[:, columns].clone(), max(error, 0.0))
+    def columns_of(structures: Sequence[int]) -> torch.Tensor:
+        return torch.tensor([structure * size + part for structure in structures for part in range(size)])
 
     wanted = set(levels)
+    gone: list[int] = []  # places among those alive
     for remaining in range(count, 0, -1):
         if remaining in wanted:
-            keep()
+            places = [place for place in range(len(alive)) if place not in set(gone)]
+            alive, gone = [alive[place] for place in places], []
+            columns = columns_of(places)  # what is left is all that is worked on from here
+            left, inverse = left[:, columns].contiguous(), inverse[columns][:, columns].contiguous()
+            change = -original
+            change[:, columns_of(alive)] += left.double()
+            error = float(((change @ exact) * change).sum()) / total
+            found[remaining] = Level(tuple(alive), left.clone(), max(error, 0.0))
         if remaining <= min(wanted):
             break
         if size == 1:
             scores = left.square().sum(0) / inverse.diagonal().clamp_min(1e-12)
         else:
-            blocks = torch.stack([inverse[s : s + size, s : s + size] for s in range(0, count * size, size)])
-            blocks[~alive] = torch.eye(size)
-            parts = left.reshape(len(left), count, size).permute(1, 0, 2)
-            scores = (torch.linalg.solve(blocks, parts.transpose(1, 2)) * parts.transpose(1, 2)).sum((1, 2))
-        scores[~alive] = torch.inf
+            starts = range(0, len(alive) * size, size)
+            blocks = torch.stack([inverse[start : start + size, start : start + size] for start in starts])
+            parts = left.reshape(len(left), len(alive), size).permute(1, 2, 0)
+            scores = (torch.linalg.solve(blocks, parts) * parts).sum((1, 2))
+        scores[gone] = torch.inf
         worst = int(scores.argmin())
-        columns = slice(worst * size, worst * size + size)
-        strip = torch.linalg.solve(inverse[columns, columns], inverse[columns])  # [size, inputs]
-        left.addmm_(left[:, columns].clone(), strip, alpha=-1)
-        inverse.addmm_(inverse[:, columns].clone(), strip, alpha=-1)
-        alive[worst] = False
-        gone = torch.arange(columns.start, columns.stop)
-        left[:, gone] = 0
-        inverse[gone] = 0
-        inverse[:, gone] = 0
-        inverse[gone, gone] = 1
+        part = slice(worst * size, worst * size + size)
+        strip = torch.linalg.solve(inverse[part, part], inverse[part])  # [size, inputs]
+        left.addmm_(left[:, part].clone(), strip, alpha=-1)
+        inverse.addmm_(inverse[:, part].clone(), strip, alpha=-1)
+        gone.append(worst)
+        left[:, part] = 0
+        inverse[part] = 0
+        inverse[:, part] = 0
+        inverse[part, part] = torch.eye(size)
     return found

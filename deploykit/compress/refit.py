@@ -9,7 +9,9 @@ from __future__ import annotations
 
 __all__ = ["refit"]
 
+import contextlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from deploykit.events import Listener, Progress, ignore
@@ -31,7 +33,8 @@ def refit(
 ) -> None:
     """Fit the output matrices of a cut model to the whole one's activations, in place.
 
-    A layer whose successors were dropped learns to give what the last of those gave, through that one's LayerNorm.
+    A layer whose successors were dropped learns to give what the last of those gave, through that one's LayerNorm. Both
+    models are gone through once, layer by layer, with all batches.
 
     Args:
         whole: the model that was cut, in evaluation mode.
@@ -39,64 +42,114 @@ def refit(
         plan: what that is.
         batches: inputs with `attention_mask`, as PyTorch tensors; padding does not count.
         ridge: how strongly the matrices are held to what they were, as a share of the inputs' mean square.
-        listener: hears of progress, one step for each layer.
+        listener: hears of progress.
     """
-    import torch
-
-    before, after = encoder_layers(whole), encoder_layers(small)
+    before, after = encoder_layers(whole), encoder_layers(small.eval())
     kept = [layer.layer for layer in plan.layers]
-    follows = [*kept[1:], len(before)]
-    theirs = [
-        norm
-        for first, after_last in zip(kept, follows, strict=True)
-        for norm in (_norms(before[first])[0], _norms(before[after_last - 1])[1])
-    ]
-    wanted = [[value.half() for value in values] for values in _inputs(whole, theirs, batches)]
-    for number, layer in enumerate(after):
-        ours = _norms(layer)
-        ours[1].load_state_dict(theirs[2 * number + 1].state_dict())
+    flows = [_entering(whole, batch) for batch in batches]
+    for flow in flows:
+        for gone in before[: kept[0]]:
+            flow.theirs, _ = _through(gone, flow.theirs, flow)
+    for number, (layer, first, behind) in enumerate(zip(after, kept, [*kept[1:], len(before)], strict=True)):
+        wanted = [_stood_for(before[first:behind], flow) for flow in flows]
+        layer.norm(1).load_state_dict(before[behind - 1].norm(1).state_dict())
         for place, name in enumerate((layer.output, layer.narrow)):
-            linear = layer.linear(name)
-            square = torch.zeros(linear.in_features + 1, linear.in_features + 1)
-            cross = torch.zeros(linear.in_features + 1, linear.out_features)
-            found = _inputs(small, [linear, ours[place]], batches)
-            for targets, (entered, summed) in zip(wanted, found, strict=True):
-                rest = targets[2 * number + place].float() - summed
-                given = torch.nn.functional.pad(entered, (0, 1), value=1.0)
-                square.addmm_(given.T, given)
-                cross.addmm_(given.T, rest)
-            held = ridge * square.diagonal()[:-1].mean().clamp_min(1e-12)
-            square.diagonal()[:-1].add_(held)
-            change = torch.linalg.solve(square.double(), cross.double()).float()
-            linear.weight.data += change[:-1].T
-            if linear.bias is not None:
-                linear.bias.data += change[-1]
+            _fit(layer, name, place, flows, [sums[place] for sums in wanted], ridge)
+        for flow in flows:
+            flow.ours, _ = _through(layer, flow.ours, flow)
         listener(Progress("prune", number + 1, len(after), "fitted layer"))
 
 
-def _norms(layer: LayerShape) -> list[torch.nn.LayerNorm]:
-    """The LayerNorm behind attention, and that behind the FFN."""
+@dataclass
+class _Flow:
+    """One batch on its way through both models.
+
+    Attributes:
+        theirs: the hidden states of the whole model, [rows, tokens, width].
+        ours: those of the cut one.
+        beside: what else a layer is called with.
+        named: the same, by name.
+        real: which tokens are no padding, flat.
+    """
+
+    theirs: torch.Tensor
+    ours: torch.Tensor
+    beside: tuple[Any, ...]
+    named: Mapping[str, Any]
+    real: torch.Tensor
+
+
+class _Reached(Exception):
+    """The first layer is called: no need to go on."""
+
+
+def _entering(model: PreTrainedModel, batch: Mapping[str, Any]) -> _Flow:
+    """A batch in front of the first layer; the cut model has the same embeddings and masks."""
     import torch
 
-    return [module for module in layer.module.modules() if isinstance(module, torch.nn.LayerNorm)]
+    called: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
 
+    def stop(module: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+        called.append((arguments, named))
+        raise _Reached
 
-def _inputs(model: PreTrainedModel, modules: Sequence[torch.nn.Module], batches: Sequence[Mapping[str, Any]]) -> Any:
-    """What enters modules, batch by batch: [tokens, width] of each, real tokens only."""
-    import torch
-
-    seen: dict[int, torch.Tensor] = {}
-
-    def hook(module: Any, inputs: tuple[torch.Tensor, ...]) -> None:
-        seen[id(module)] = inputs[0]
-
-    handles = [module.register_forward_pre_hook(hook) for module in modules]
+    handle = encoder_layers(model)[0].module.register_forward_pre_hook(stop, with_kwargs=True)
     try:
-        for batch in batches:
-            with torch.inference_mode():
-                model.eval()(**batch)
-            real = batch["attention_mask"].bool().flatten()
-            yield [seen[id(module)].flatten(0, -2)[real] for module in modules]
+        with torch.inference_mode(), contextlib.suppress(_Reached):
+            model.eval()(**batch)
+    finally:
+        handle.remove()
+    (hidden, *beside), named = called[0]
+    return _Flow(hidden, hidden, tuple(beside), named, batch["attention_mask"].bool().flatten())
+
+
+def _through(
+    layer: LayerShape, hidden: torch.Tensor, flow: _Flow, watched: Sequence[str] = ()
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """What a layer makes of hidden states, and what enters modules in it, [real tokens, width]."""
+    import torch
+
+    seen: dict[str, torch.Tensor] = {}
+
+    def watch(name: str) -> Any:
+        return lambda module, inputs: seen.__setitem__(name, inputs[0].flatten(0, -2)[flow.real])
+
+    handles = [layer.module.get_submodule(name).register_forward_pre_hook(watch(name)) for name in watched]
+    try:
+        with torch.inference_mode():
+            found = layer.module(hidden, *flow.beside, **flow.named)
     finally:
         for handle in handles:
             handle.remove()
+    return (found[0] if isinstance(found, tuple) else found), [seen[name] for name in watched]
+
+
+def _stood_for(layers: Sequence[LayerShape], flow: _Flow) -> tuple[torch.Tensor, torch.Tensor]:
+    """The sums that one layer has to give in place of several: behind the first one's attention, the last one's FFN."""
+    sums = []
+    for layer in layers:
+        flow.theirs, found = _through(layer, flow.theirs, flow, layer.norms)
+        sums.append(found)
+    return sums[0][0], sums[-1][1]
+
+
+def _fit(
+    layer: LayerShape, name: str, place: int, flows: Sequence[_Flow], wanted: Sequence[torch.Tensor], ridge: float
+) -> None:
+    """Change one output matrix, and its bias, so that the sums it enters are nearest to those that are wanted."""
+    import torch
+
+    linear = layer.linear(name)
+    square = torch.zeros(linear.in_features + 1, linear.in_features + 1)
+    cross = torch.zeros(linear.in_features + 1, linear.out_features)
+    for flow, targets in zip(flows, wanted, strict=True):
+        _, (entered, summed) = _through(layer, flow.ours, flow, (name, layer.norms[place]))
+        given = torch.nn.functional.pad(entered, (0, 1), value=1.0)
+        square.addmm_(given.T, given)
+        cross.addmm_(given.T, targets - summed)
+    held = ridge * square.diagonal()[:-1].mean().clamp_min(1e-12)
+    square.diagonal()[:-1].add_(held)
+    change = torch.linalg.solve(square.double(), cross.double()).float()
+    linear.weight.data += change[:-1].T
+    if linear.bias is not None:
+        linear.bias.data += change[-1]

@@ -10,6 +10,7 @@ __all__ = [
     "LatencyTable",
     "LayerChoice",
     "Option",
+    "Options",
     "Sizes",
     "cheapest",
     "choice_of",
@@ -24,6 +25,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 LayerChoice = tuple[int, int] | None
 """Heads and FFN columns that stay in a layer; None where the layer goes."""
@@ -49,26 +51,32 @@ class LatencyTable:
     """What the parts of a model take on the target, in milliseconds at p50.
 
     Attributes:
-        fixed_ms: everything but the layers.
+        fixed_ms: everything but the layers; with it the last layer's FFN at its least, which is always there.
         heads_ms: attention by the heads that stay.
         columns_ms: the FFN by the columns that stay.
+        last_columns_ms: that of the last layer that stays, which works for the first token alone where the head reads
+            no other.
         reference_ms: the unpruned model in PyTorch, in the same run.
     """
 
     fixed_ms: float
     heads_ms: Mapping[int, float]
     columns_ms: Mapping[int, float]
+    last_columns_ms: Mapping[int, float]
     reference_ms: float
 
-    def layer_ms(self, choice: LayerChoice) -> float:
+    def layer_ms(self, choice: LayerChoice, *, last: bool = False) -> float:
         """A layer's time; between the levels that were measured, the straight line."""
         if choice is None:
             return 0.0
-        return _between(self.heads_ms, choice[0]) + _between(self.columns_ms, choice[1])
+        return _between(self.heads_ms, choice[0]) + _between(
+            self.last_columns_ms if last else self.columns_ms, choice[1]
+        )
 
     def model_ms(self, choice: Sequence[LayerChoice]) -> float:
         """A whole model's time."""
-        return self.fixed_ms + sum(self.layer_ms(layer) for layer in choice)
+        *before, last = [layer for layer in choice if layer is not None]
+        return self.fixed_ms + sum(self.layer_ms(layer) for layer in before) + self.layer_ms(last, last=True)
 
 
 @dataclass(frozen=True)
@@ -117,18 +125,24 @@ def fit_table(
         below = [0, *levels[:-1]]
         return [min(max((level - low) / (high - low), 0.0), 1.0) for low, high in zip(below, levels, strict=True)]
 
+    least, most = columns[0], columns[-1]  # at which the last layer's FFN is timed
     rows = []
     for choice, ms in timed:
-        layers = [shares(heads, layer[0]) + shares(columns, layer[1]) for layer in choice if layer is not None]
-        rows.append(np.array([1.0, *np.sum(layers, axis=0)]) / ms)
-    # Attention and FFN at their lowest levels are always there together: a hint of a ridge divides them.
+        kept = [layer for layer in choice if layer is not None]
+        attention = np.sum([shares(heads, layer[0]) for layer in kept], axis=0)
+        inner = np.sum([[0.0] * len(columns), *(shares(columns, layer[1]) for layer in kept[:-1])], axis=0)
+        last = shares([least, most], kept[-1][1])[1] if most > least else 0.0
+        rows.append(np.array([1.0, *attention, *inner, last]) / ms)
+    # Attention and FFN at their lowest levels are always there together, and so is the last layer with what is fixed:
+    # a hint of a ridge divides them. No model's time depends on how.
     ridge = 1e-3 * np.eye(len(rows[0]))
     parts, _ = nnls(np.vstack([*rows, ridge]), np.concatenate([np.ones(len(rows)), np.zeros(len(ridge))]))
-    added = np.cumsum(parts[1 : 1 + len(heads)]), np.cumsum(parts[1 + len(heads) :])
+    by_heads, by_columns = np.cumsum(parts[1 : 1 + len(heads)]), np.cumsum(parts[1 + len(heads) : -1])
     return LatencyTable(
         fixed_ms=float(parts[0]),
-        heads_ms=dict(zip(heads, added[0].tolist(), strict=True)),
-        columns_ms=dict(zip(columns, added[1].tolist(), strict=True)),
+        heads_ms=dict(zip(heads, by_heads.tolist(), strict=True)),
+        columns_ms=dict(zip(columns, by_columns.tolist(), strict=True)),
+        last_columns_ms={least: 0.0, most: float(parts[-1])} if most > least else {most: 0.0},
         reference_ms=reference_ms,
     )
 
@@ -142,17 +156,34 @@ class Option:
     error: float
 
 
-def layer_options(heads: Mapping[int, float], columns: Mapping[int, float], table: LatencyTable) -> tuple[Option, ...]:
+@dataclass(frozen=True)
+class Options:
+    """What one layer can become.
+
+    Attributes:
+        inner: where others stay behind it; that it goes is one of them.
+        last: where none does.
+    """
+
+    inner: tuple[Option, ...]
+    last: tuple[Option, ...]
+
+
+def layer_options(heads: Mapping[int, float], columns: Mapping[int, float], table: LatencyTable) -> Options:
     """The options of one layer: errors by heads and by columns that stay; a part that is gone has error 1."""
-    options = [Option(None, 0.0, 2.0)]
-    options += [
-        Option((h, c), table.layer_ms((h, c)), heads[h] + columns[c]) for h in sorted(heads) for c in sorted(columns)
-    ]
-    return tuple(options)
+    kept = [(h, c) for h in sorted(heads) for c in sorted(columns)]
+    inner, last = (
+        tuple(
+            Option(choice, table.layer_ms(choice, last=is_last), heads[choice[0]] + columns[choice[1]])
+            for choice in kept
+        )
+        for is_last in (False, True)
+    )
+    return Options((Option(None, 0.0, 2.0), *inner), last)
 
 
 def cheapest(
-    layers: Sequence[Sequence[Option]],
+    layers: Sequence[Options],
     weights: Sequence[float],
     budget_ms: float,
     fits: Callable[[Sequence[LayerChoice]], bool] = lambda choice: True,
@@ -162,51 +193,59 @@ def cheapest(
     Times are rounded up to a two-thousandth of the budget, so what is found never takes longer. Where that choice does
     not fit (in size), the budget falls until one does: size goes with time.
     """
-    choice = _cheapest(layers, weights, budget_ms)
-    while choice is not None and not fits(choice):
-        chosen = zip(layers, choice, strict=True)
-        taken = sum(next(option.ms for option in options if option.choice == kept) for options, kept in chosen)
-        budget_ms = min(taken, budget_ms) * _TIGHTER
-        choice = _cheapest(layers, weights, budget_ms)
-    return choice
+    found = _cheapest(layers, weights, budget_ms)
+    while found is not None and not fits([option.choice for option in found]):
+        budget_ms = min(sum(option.ms for option in found), budget_ms) * _TIGHTER
+        found = _cheapest(layers, weights, budget_ms)
+    return None if found is None else tuple(option.choice for option in found)
 
 
-def _cheapest(
-    layers: Sequence[Sequence[Option]], weights: Sequence[float], budget_ms: float
-) -> tuple[LayerChoice, ...] | None:
+def _cheapest(layers: Sequence[Options], weights: Sequence[float], budget_ms: float) -> list[Option] | None:
     if budget_ms <= 0:
         return None
     step = budget_ms / _BINS
-    best = np.full(_BINS + 1, np.inf)
+    gone = [
+        Option(None, 0.0, next((each.error for each in layer.inner if each.choice is None), np.inf)) for layer in layers
+    ]
+    behind = [weight * option.error for weight, option in zip(weights, gone, strict=True)]
+    best = np.full(_BINS + 1, np.inf)  # by time, of the layers in front
     best[0] = 0.0
-    taken = []
-    for options, weight in zip(layers, weights, strict=True):
-        after = np.full(_BINS + 1, np.inf)
-        how = np.full(_BINS + 1, -1)
-        for number, option in enumerate(options):
-            bins = int(np.ceil(option.ms / step - 1e-9))
-            if bins > _BINS:
-                continue
-            reached = best[: _BINS + 1 - bins] + weight * option.error
-            better = reached < after[bins:]
-            after[bins:][better] = reached[better]
-            how[bins:][better] = number
+    taken: list[NDArray[np.int64]] = []
+    least, end = np.inf, (0, gone[0], 0)
+    for number, (layer, weight) in enumerate(zip(layers, weights, strict=True)):
+        rest = sum(behind[number + 1 :])
+        for option in layer.last:
+            bins = _bins(option, step)
+            if bins <= _BINS:
+                at = int(best[: _BINS + 1 - bins].argmin())
+                if (error := best[at] + weight * option.error + rest) < least:
+                    least, end = error, (number, option, at)
+        after, how = np.full(_BINS + 1, np.inf), np.full(_BINS + 1, -1)
+        for place, option in enumerate(layer.inner):
+            bins = _bins(option, step)
+            if bins <= _BINS:
+                reached = best[: _BINS + 1 - bins] + weight * option.error
+                better = reached < after[bins:]
+                after[bins:][better] = reached[better]
+                how[bins:][better] = place
         taken.append(how)
         best = after
-    choice: list[LayerChoice] = []
-    at = int(best.argmin())
-    if not np.isfinite(best[at]):
+    if not np.isfinite(least):
         return None
-    for options, how in zip(reversed(layers), reversed(taken), strict=True):
-        option = options[how[at]]
-        choice.append(option.choice)
-        at -= int(np.ceil(option.ms / step - 1e-9))
-    choice.reverse()
-    return None if all(layer is None for layer in choice) else tuple(choice)
+    last, option, at = end
+    found = [option]
+    for layer, how in zip(reversed(layers[:last]), reversed(taken[:last]), strict=True):
+        found.append(layer.inner[how[at]])
+        at -= _bins(found[-1], step)
+    return [*reversed(found), *gone[last + 1 :]]
+
+
+def _bins(option: Option, step: float) -> int:
+    return int(np.ceil(option.ms / step - 1e-9))
 
 
 def spaced(
-    layers: Sequence[Sequence[Option]],
+    layers: Sequence[Options],
     budget_ms: float,
     fits: Callable[[Sequence[LayerChoice]], bool] = lambda choice: True,
 ) -> list[list[LayerChoice]]:
@@ -219,8 +258,11 @@ def spaced(
     for count in range(1, len(layers) + 1):
         kept = {round(number * (len(layers) - 1) / max(count - 1, 1)) for number in range(count)}
         limited = [
-            [option for option in options if (option.choice is None) == (number not in kept)]
-            for number, options in enumerate(layers)
+            Options(
+                tuple(option for option in layer.inner if (option.choice is None) == (number not in kept)),
+                layer.last if number == max(kept) else (),
+            )
+            for number, layer in enumerate(layers)
         ]
         choice = cheapest(limited, [1.0] * len(layers), budget_ms, fits)
         if choice is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["module_values", "record_modules", "values_from_scopes"]
+__all__ = ["SCOPES", "module_values", "record_modules", "scopes", "values_from_scopes"]
 
 import ast
 import json
@@ -12,7 +12,8 @@ import onnx
 
 _KEY = "deploykit.modules"
 """Of the model's metadata: fusing and quantizing keep it, as they keep the names of the values it speaks of."""
-_SCOPES = "pkg.torch.onnx.name_scopes"
+SCOPES = "pkg.torch.onnx.name_scopes"
+"""Where the dynamo exporter notes the modules of a node."""
 _FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
 _NORMS = ("LayerNormalization", "SkipLayerNormalization", "EmbedLayerNormalization", "SimplifiedLayerNormalization")
 
@@ -32,7 +33,7 @@ def values_from_scopes(model: onnx.ModelProto, prefix: str = "") -> dict[str, st
     for number, node in enumerate(model.graph.node):
         for name in node.input:
             read_by.setdefault(name, []).append(number)
-        for path in _scopes(node):
+        for path in scopes(node):
             inside.setdefault(path, set()).add(number)
     outputs = {value.name for value in model.graph.output}
     found = {}
@@ -72,10 +73,10 @@ def module_values(model: onnx.ModelProto) -> dict[str, str]:
     return values_from_scopes(model) or dict(_from_weights(model))
 
 
-def _scopes(node: onnx.NodeProto) -> list[str]:
+def scopes(node: onnx.NodeProto) -> list[str]:
     """The modules that a node is in, the outermost first; the exporter notes the node's own name behind them."""
     for entry in node.metadata_props:
-        if entry.key == _SCOPES:
+        if entry.key == SCOPES:
             return [name for name in ast.literal_eval(entry.value)[:-1] if name]
     return []
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["ExportReport", "export_onnx"]
+__all__ = ["ExportReport", "WholeGraph", "export_graph", "export_onnx"]
 
 import collections
 import contextlib
@@ -18,10 +18,12 @@ from typing import Any
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from deploykit.errors import ExportError, ModelError
 from deploykit.events import Listener, Progress, Warn, ignore
 from deploykit.export.compatibility import preflight
+from deploykit.export.derive import derive
 from deploykit.export.lean import FUSIONS, make_lean
 from deploykit.export.modules import record_modules, values_from_scopes
 from deploykit.export.smallest import smallest_set
@@ -68,6 +70,36 @@ class ExportReport:
     target: str
 
 
+@dataclass(frozen=True)
+class WholeGraph:
+    """A model with its graph as exported, from which the graphs of models that were cut from it are derived.
+
+    Attributes:
+        model: the whole model.
+        path: of what `export_graph` wrote.
+    """
+
+    model: Any
+    path: Path
+
+
+def export_graph(checkpoint: Path, path: Path, task: Task, *, opset: int | None = None) -> None:
+    """Write a checkpoint folder's graph as PyTorch's exporter gives it, with its notes of modules, fused by nobody.
+
+    Raises:
+        ExportError: the exporter failed.
+    """
+    import torch
+
+    medium = medium_of(task)
+    model = task.load_model(checkpoint, dtype=torch.float32, attn_implementation="eager").eval()
+    scratch = path.with_name(f"{path.name}.writing")
+    traced = medium.traced(medium.whole(model, checkpoint), task.output)
+    with _quiet():
+        _exported(traced, task.output, opset or DEFAULT_OPSET).save(scratch)
+    scratch.replace(path)
+
+
 def export_onnx(
     checkpoint: Path,
     out: Path,
@@ -76,6 +108,7 @@ def export_onnx(
     target: str = "triton-25.08",
     opset: int | None = None,
     messages: Sequence[str] = (),
+    whole: WholeGraph | None = None,
     listener: Listener = ignore,
 ) -> ExportReport:
     """Export a checkpoint folder as `out/model.onnx` (fused) and `out/plain.onnx`, config and companions beside them.
@@ -91,10 +124,12 @@ def export_onnx(
         target: the Triton release it must load in.
         opset: of the default domain; 18 unless told.
         messages: real messages for the self-check, beside the made ones.
+        whole: what the model was cut from: its graph is derived, and not exported anew.
         listener: hears of progress.
 
     Raises:
-        ExportError: the exporter failed, the graph differs from PyTorch, or is too new for the target.
+        ExportError: the exporter failed, the graph differs from PyTorch, or is too new for the target; or it can't be
+            derived from the whole one's, or not fused then.
     """
     import torch
 
@@ -107,17 +142,21 @@ def export_onnx(
     for name in COMPANIONS:
         if (checkpoint / name).is_file():
             shutil.copy2(checkpoint / name, out / name)
+    traced, opset = medium.traced(model, task.output), opset or DEFAULT_OPSET
     with tempfile.TemporaryDirectory(dir=out) as scratch, _quiet():
-        plain, fused = _graphs(
-            medium.traced(model, task.output),
-            task.output,
-            opset or DEFAULT_OPSET,
-            Path(scratch) / "exported.onnx",
-            listener,
-        )
-    batches = list(medium.trials(encoder, model, messages))
+        path = Path(scratch) / "exported.onnx"
+        listener(Progress("export", 0, 4, "graph"))
+        if whole is None:
+            _exported(traced, task.output, opset).save(path)
+        else:
+            onnx.save(derive(onnx.load(whole.path), whole.model, model), path)
+        plain, fused = _graphs(path, opset, listener)
+    if whole is not None and fused is None:
+        raise ExportError("the graph that was derived from the whole model's can't be fused", "export the model itself")
+    batches = medium.trials(encoder, model, messages)
+    trials = [(batch, _answered(model, task.output, traced.names, batch)) for batch in batches]
     onnx.save(plain, out / "plain.onnx")
-    differences = {"plain": _largest_difference(model, task.output, out / "plain.onnx", batches)}
+    differences = {"plain": _largest_difference(task.output, out / "plain.onnx", trials)}
     if not differences["plain"] <= TOLERANCE:
         raise ExportError(
             f"the exported graph {_distance(differences['plain'])} (at most {TOLERANCE:g} is rounding)",
@@ -125,7 +164,7 @@ def export_onnx(
         )
     listener(Progress("export", 3, 4, "graph"))
     if fused is not None:
-        differing = partial(_largest_difference, model, task.output, out / "model.onnx", batches)
+        differing = partial(_largest_difference, task.output, out / "model.onnx", trials)
         fused, difference = _sound(fused, out / "model.onnx", differing, listener)
         if fused is not None:
             differences["fused"] = difference
@@ -146,12 +185,8 @@ def export_onnx(
     )
 
 
-def _graphs(
-    traced: Traced, output: str, opset: int, path: Path, listener: Listener
-) -> tuple[onnx.ModelProto, onnx.ModelProto | None]:
+def _graphs(path: Path, opset: int, listener: Listener) -> tuple[onnx.ModelProto, onnx.ModelProto | None]:
     """The graph as exported, and with its fusions; None for the latter where the fuser can't do it."""
-    listener(Progress("export", 0, 4, "graph"))
-    _exported(traced, output, opset).save(path)
     listener(Progress("export", 1, 4, "graph"))
     plain = onnx.load(path)
     modules = values_from_scopes(plain, "model.")
@@ -253,19 +288,24 @@ def _distance(difference: float) -> str:
     return f"differs from PyTorch by {difference:.2g}"
 
 
-def _largest_difference(model: Any, output: str, path: Path, batches: Sequence[Mapping[str, Any]]) -> float:
-    """The largest absolute difference over all batches; infinite where the graph fails or gives no numbers."""
+def _answered(model: Any, output: str, names: Sequence[str], batch: Mapping[str, Any]) -> NDArray[Any]:
+    """What PyTorch answers."""
     import torch
 
+    with torch.inference_mode():
+        answer: NDArray[Any] = model(**{name: torch.tensor(batch[name]) for name in names})[output].numpy()
+    return answer
+
+
+def _largest_difference(output: str, path: Path, trials: Sequence[tuple[Mapping[str, Any], NDArray[Any]]]) -> float:
+    """The largest absolute difference from PyTorch's answers to all batches; infinite where there are no numbers."""
     largest = 0.0
     failures: tuple[type[Exception], ...] = (ModelError, *session_errors())
     try:
         session = open_session(path, device="cpu")
-        for batch in batches:
+        for batch, answer in trials:
             feed = {value.name: batch[value.name] for value in session.get_inputs()}
-            with torch.inference_mode():
-                expected = model(**{name: torch.tensor(value) for name, value in feed.items()})[output].numpy()
-            (found,) = session.run([output], feed)
+            (found,), expected = session.run([output], feed), answer
             if found.shape == expected.shape and found.ndim == 3:  # nobody reads what is given for padding
                 found, expected = (real_tokens(values, feed["attention_mask"]) for values in (found, expected))
             difference = float(np.max(np.abs(found - expected))) if found.shape == expected.shape else float("inf")

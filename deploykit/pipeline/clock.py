@@ -20,14 +20,16 @@ import shutil
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from deploykit.artifacts.atomic import write_atomic
-from deploykit.compress.search import LatencyTable, LayerChoice, Sizes, fit_table
-from deploykit.events import Listener, Progress
+from deploykit.compress.search import LatencyTable, LayerChoice, Sizes, fit_table, name_of
+from deploykit.errors import ExportError
+from deploykit.events import Listener, Note, Progress
 from deploykit.latency.measure import Samples, measure
 from deploykit.recipe import Quantize
 from deploykit.report.result import model_size_mb
@@ -42,6 +44,8 @@ _TIMED_HEADS = (1.0, 1 / 2, 1 / 6)
 _TIMED_COLUMNS = (1.0, 1 / 2, 1 / 4, 1 / 16)
 """Levels that are timed, as shares of the unpruned layer; between them time is a straight line."""
 _BLOCKS = 8
+_CHECKED_ON = 8
+"""Messages that an exported graph is compared with PyTorch on, beside the made ones."""
 
 
 @dataclass(frozen=True)
@@ -50,17 +54,19 @@ class Bench:
 
     Attributes:
         task: what the model does.
+        checkpoint: the whole model's folder.
         quantize: the recipe's section.
         target: the Triton release to export for.
         threads: of a session.
         messages: that are timed.
-        calibration: that static scales are taken from.
+        calibration: that static scales are taken from; what they are does not matter to the clock.
         folder: scratch space that outlives an interruption.
         seed: of the search.
         listener: hears of progress.
     """
 
     task: Task
+    checkpoint: Path
     quantize: Quantize
     target: str
     threads: int
@@ -73,11 +79,10 @@ class Bench:
     def build(self, checkpoint: Path, name: str) -> Target:
         """Export and quantize a checkpoint folder; the ONNX folder as a target."""
         from deploykit.compress.quantize import quantize, scheme_variants
-        from deploykit.export.to_onnx import export_onnx
 
         exported, out = self.folder / f"{name}-onnx", self.folder / f"{name}-shipped"
         if not (out / "model.onnx").is_file():
-            export_onnx(checkpoint, exported, self.task, target=self.target, messages=self.messages[:8])
+            self._export(checkpoint, exported)
             if self.quantize.scheme == "none":
                 shutil.copytree(exported, out, dirs_exist_ok=True)
             else:
@@ -88,6 +93,27 @@ class Bench:
                 scratch.rename(out)
             shutil.rmtree(exported, ignore_errors=True)
         return Target("onnxruntime", str(out), threads=self.threads, task=self.task.name)
+
+    def _export(self, checkpoint: Path, out: Path) -> None:
+        """Export a model that was cut from the whole one: by cutting that one's graph, which is exported once."""
+        from deploykit.export.to_onnx import WholeGraph, export_graph, export_onnx
+
+        graph = self.folder / "whole.onnx"
+        export = partial(
+            export_onnx, checkpoint, out, self.task, target=self.target, messages=self.messages[:_CHECKED_ON]
+        )
+        try:
+            if not graph.is_file():
+                export_graph(self.checkpoint, graph, self.task)
+            export(whole=WholeGraph(self.whole, graph))
+        except ExportError as error:
+            self.listener(Note(f"{error.message}: exported anew"))
+            export()
+
+    @cached_property
+    def whole(self) -> Any:
+        """The unpruned model."""
+        return self.task.load_model(self.checkpoint).eval()
 
     def time(self, targets: Mapping[str, Target]) -> dict[str, Samples]:
         """Time targets in turn, each in its own process."""
@@ -104,6 +130,8 @@ class Timings:
         heads: the levels of attention among them.
         columns: the levels of the FFN.
         tail: p99 over p50 of the small ones.
+        whole: the whole model as it would ship, a yardstick for what is timed later.
+        whole_ms: what it took then.
     """
 
     reference_ms: float
@@ -111,6 +139,8 @@ class Timings:
     heads: tuple[int, ...]
     columns: tuple[int, ...]
     tail: float
+    whole: Target
+    whole_ms: float
 
     def table(self) -> LatencyTable:
         """The table of the parts that explains them."""
@@ -122,7 +152,10 @@ class Timings:
 
 
 def time_shapes(bench: Bench, model: Any, teacher: Path, reference: Target) -> Timings:
-    """Time models of one and two layers, whole and cut, and the whole model, in the final graph and precision.
+    """Time models of one and two layers, whole and cut, and of all layers, in the final graph and precision.
+
+    FFNs are cut but in the last layer, whose own works for fewer tokens where the head reads the first alone; that one
+    is cut by itself.
 
     Args:
         bench: builds and times them, and keeps what was found.
@@ -136,16 +169,20 @@ def time_shapes(bench: Bench, model: Any, teacher: Path, reference: Target) -> T
     column_levels = levels_of(columns, _TIMED_COLUMNS, COLUMNS_MULTIPLE)
     shapes = [[(heads, columns)] * count for count in sorted({1, depth, len(layers)})]
     shapes += [[(level, columns)] * depth for level in head_levels if level != heads]
-    shapes += [[(heads, level)] * depth for level in column_levels if level != columns]
+    shapes += [
+        [*[(heads, level)] * (count - 1), (heads, columns)]
+        for level in column_levels
+        for count in sorted({depth, len(layers)} if level == column_levels[-2:][0] else {depth})
+        if level != columns and count > 1
+    ]
+    if column_levels[0] != columns:
+        shapes.append([(heads, column_levels[0])])
     kept = read_note(bench.folder / "times.json")
     if kept is None:
         targets = {"reference": reference}
         for number, shape in enumerate(shapes):
             bench.listener(Progress("prune", number, len(shapes), "timed shape"))
-            folder = bench.folder / f"shape-{len(shape)}x{shape[0][0]}.{shape[0][1]}"
-            if not (folder / "config.json").is_file():
-                _save_shape(model, teacher, shape, folder)
-            targets[str(number)] = bench.build(folder, folder.name)
+            targets[str(number)] = _built_shape(bench, model, teacher, shape)
         found = bench.time(targets)
         kept = {name: quiet_ms(samples) for name, samples in found.items()}
         tails = [found[name].p99_ms / found[name].p50_ms for name in targets if name != "reference"]
@@ -153,7 +190,24 @@ def time_shapes(bench: Bench, model: Any, teacher: Path, reference: Target) -> T
         bench.listener(Progress("prune", len(shapes), len(shapes), "timed shape"))
         write_atomic(bench.folder / "times.json", json.dumps(kept).encode())
     timed = tuple((tuple(shape), float(kept[str(number)])) for number, shape in enumerate(shapes))
-    return Timings(float(kept["reference"]), timed, tuple(head_levels), tuple(column_levels), float(kept["tail"]))
+    whole = shapes.index([(heads, columns)] * len(layers))
+    return Timings(
+        reference_ms=float(kept["reference"]),
+        timed=timed,
+        heads=tuple(head_levels),
+        columns=tuple(column_levels),
+        tail=float(kept["tail"]),
+        whole=_built_shape(bench, model, teacher, shapes[whole]),
+        whole_ms=timed[whole][1],
+    )
+
+
+def _built_shape(bench: Bench, model: Any, teacher: Path, shape: Sequence[tuple[int, int]]) -> Target:
+    """A model of this shape as it would ship, made once."""
+    folder = bench.folder / f"shape-{name_of(shape)}"
+    if not (folder / "config.json").is_file():
+        _save_shape(model, teacher, shape, folder)
+    return bench.build(folder, folder.name)
 
 
 def read_sizes(bench: Bench) -> Sizes:

@@ -32,8 +32,10 @@ from deploykit.tasks import Task
 from deploykit.tasks.pruned import encoder_layers, heads_fixed
 
 _TIMED_MESSAGES = 160
-_FITTED_ROWS = 512
+_FITTED_ROWS = 1024
 """Messages that the output matrices of a cut model are fitted on."""
+_SCALED_ON = 16
+"""Messages that static scales of what is timed are taken from."""
 
 
 def prune_to_goal(
@@ -156,15 +158,18 @@ def _set_up(
 
     from deploykit.runners.tokenize import Encoder
 
-    whole, (teacher, trimmed) = teacher, _trimmed(teacher, task, data, settings, workspace, listener)
+    whole, trimmed = teacher, dict[str, Any]()
+    if settings.epochs or goal.size_mb is not None:  # a word that is cut finer has to be learned
+        teacher, trimmed = _trimmed(teacher, task, data, settings, workspace, listener)
     texts = sampled(data.train.texts, settings.calibration_rows, seed)
     bench = Bench(
         task,
+        teacher,
         quantize,
         target,
         threads,
         timed_messages(data.validation.texts, _TIMED_MESSAGES, goal.target.lengths, whole),
-        texts,
+        texts[:_SCALED_ON],
         workspace / "bench",
         seed,
         listener,

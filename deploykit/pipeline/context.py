@@ -21,7 +21,11 @@ from deploykit.tasks import Task, find_task
 
 @dataclass
 class Context:
-    """A run: its recipe and plan, where it keeps things, and the artefacts that it has so far."""
+    """A run: its recipe and plan, where it keeps things, and the artefacts that it has so far.
+
+    Attributes:
+        study: the storage through which other machines take part in its pruning; None for none.
+    """
 
     recipe: Recipe
     base: Path
@@ -29,6 +33,7 @@ class Context:
     store: Store
     listener: Listener
     artifacts: dict[str, Artifact] = field(default_factory=dict)
+    study: str | None = None
 
     @property
     def checkpoint(self) -> Path:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-__all__ = ["run_recipe"]
+__all__ = ["join_run", "run_recipe"]
 
 import contextlib
 import dataclasses
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import cast
 
 from deploykit.artifacts.store import Store
 from deploykit.errors import ArtifactError, ExitCode, UsageError
@@ -24,7 +26,8 @@ from deploykit.pipeline.plan import is_kept, make_plan, refuse_what_is_for_texts
 from deploykit.pipeline.proof import serving_engine
 from deploykit.pipeline.record import recorded
 from deploykit.pipeline.selection import pruned_candidates
-from deploykit.pipeline.stages import CACHED_STAGES
+from deploykit.pipeline.stages import CACHED_STAGES, pruning_of, study_of
+from deploykit.pipeline.study import check_storage
 from deploykit.recipe import Recipe
 from deploykit.recipe.machine import check_machine
 from deploykit.report.page import write_report
@@ -45,6 +48,7 @@ def run_recipe(
     repository: Path = REPOSITORY,
     until: Stage | None = None,
     start: Stage | None = None,
+    study: str | None = None,
     listener: Listener = ignore,
 ) -> RunResult | None:
     """Run the whole pipeline of a recipe, or what is left of it to do.
@@ -59,6 +63,7 @@ def run_recipe(
         repository: the Triton model repository to publish into.
         until: the last stage to run.
         start: the first stage to run anew, though its artefact may be there.
+        study: a storage (see `open_study`) through which `join_run` takes part in the pruning elsewhere.
         listener: hears of progress.
 
     Returns:
@@ -74,13 +79,64 @@ def run_recipe(
     first = STAGES.index(start) if start else len(STAGES)
     if first > last and start:
         raise UsageError(f"--from {start} comes after --until {until}", f"the order is {', '.join(STAGES)}")
+    if study is not None:
+        _check_shared(recipe, study)
     if recipe.data.entries is not None and not find_task(recipe.task).entries:
         raise UsageError(f"{recipe.task} has no entries, and data.entries names some", "leave it out, or use retrieval")
     refuse_what_is_for_texts(recipe)
     plan = make_plan(recipe, base)
-    context = Context(recipe, base, plan, Store(workspace / "store", listener), listener)
+    context = Context(recipe, base, plan, Store(workspace / "store", listener), listener, study=study)
     with recorded(workspace, recipe.name) as at:
         return _run(context, repository, first=first, last=last, at=at)
+
+
+def join_run(
+    recipe: Recipe, study: str, *, base: Path = Path(), workspace: Path = WORKSPACE, listener: Listener = ignore
+) -> int:
+    """Train finalists of the pruning of a run elsewhere, which shares them through a study; how many.
+
+    The run's data and whole model are read from the workspace, so it is the run's own or has copies of its artefacts.
+    Nothing is timed, and nothing is left there.
+
+    Args:
+        recipe: the run's.
+        study: the run's.
+        base: the folder that its relative paths start from.
+        workspace: where the artefacts are.
+        listener: hears of progress.
+
+    Raises:
+        UsageError: the recipe shares nothing, an artefact is not there, or the study is none of this pruning.
+    """
+    from deploykit.pipeline.compression import join_pruning
+
+    _check_shared(recipe, study)
+    context = Context(recipe, base, make_plan(recipe, base), Store(workspace / "store", listener), listener)
+    for stage in context.plan.step("prune").parents:
+        step = context.plan.step(cast(Stage, stage))
+        found = None if step.key is None else context.store.find(stage, step.key)
+        if found is None:
+            raise UsageError(
+                f"{workspace} has no {stage} of this recipe: a worker trains what a run prunes, and makes no more",
+                "give the run's own workspace with --workspace, or a copy, once the run has come to prune",
+            )
+        context.artifacts[stage] = found
+    with tempfile.TemporaryDirectory(prefix="deploykit-worker-") as scratch:
+        return join_pruning(
+            context.whole,
+            study=study_of(context, study, join=True),
+            workspace=Path(scratch) / "prune",
+            **pruning_of(context),
+        )
+
+
+def _check_shared(recipe: Recipe, study: str) -> None:
+    if not recipe.prunes or recipe.prune.keep:
+        raise UsageError(
+            "the recipe searches for nothing that machines could share",
+            "leave --study out; it shares the trials of pruning under goal.speedup, p50_ms, p99_ms or size_mb",
+        )
+    check_storage(study)
 
 
 def _run(context: Context, repository: Path, *, first: int, last: int, at: Callable[[Stage], None]) -> RunResult | None:

@@ -29,7 +29,7 @@ import numpy as np
 from deploykit.artifacts.atomic import write_atomic
 from deploykit.compress.calibrate import Candidates, candidates, divergence, pruned_copy
 from deploykit.compress.refit import refit
-from deploykit.compress.search import LayerChoice, Option, cheapest, layer_options, name_of, spaced
+from deploykit.compress.search import LayerChoice, Options, cheapest, layer_options, name_of, spaced
 from deploykit.events import Listener, Note, Progress, Warn
 from deploykit.pipeline.clock import (
     COLUMNS_MULTIPLE,
@@ -49,8 +49,8 @@ from deploykit.report.result import PrunedCandidate
 from deploykit.runners import Target
 from deploykit.tasks.pruned import encoder_layers
 
-_HEADS = (1.0, 2 / 3, 1 / 2, 1 / 3, 1 / 6)
-_COLUMNS = (1.0, 3 / 4, 1 / 2, 3 / 8, 1 / 4, 1 / 8, 1 / 16)
+_HEADS = (1.0, 5 / 6, 2 / 3, 1 / 2, 1 / 3, 1 / 6)
+_COLUMNS = (1.0, 7 / 8, 3 / 4, 5 / 8, 1 / 2, 3 / 8, 1 / 4, 1 / 8, 1 / 16)
 """Levels that are scored, as shares of the unpruned layer."""
 _MARGIN = 0.95
 """Of the goal's time that is aimed at: a machine is never as quiet again."""
@@ -182,14 +182,15 @@ class Selection:
     ) -> None:
         self._bench, self._cuts, self._recovery, self._goal, self._settings = bench, cuts, recovery, goal, settings
         self._study = study
-        self._reference = Target("torch", str(cuts.checkpoint), device="cpu", task=bench.task.name)
-        self.timings: Timings = time_shapes(bench, cuts.model, cuts.checkpoint, self._reference)
+        reference = Target("torch", str(cuts.checkpoint), device="cpu", task=bench.task.name)
+        self.timings: Timings = time_shapes(bench, cuts.model, cuts.checkpoint, reference)
         self._sizes = read_sizes(bench)
         self._whole_ms = self.timings.table().model_ms(cuts.whole)
         wanted = _wanted_ms(goal, self.timings)
         self._limit_ms = self._whole_ms if wanted is None else wanted
         self.aim_ms = self._limit_ms if wanted is None else wanted * _MARGIN
         self.points: list[Point] = []
+        self._divergence: dict[tuple[LayerChoice, ...], float] = {}
 
     def choose(self) -> list[LayerChoice]:
         """What stays; the smallest that can be made, with a Warn, where nothing is fast or small enough."""
@@ -203,8 +204,9 @@ class Selection:
                 return smallest
             if self._measured(searched).fits:
                 break
-        for choice in spaced(self._options(), self._budget_ms, self._small):
-            self._measured(choice)
+        if self._settings.epochs:  # what is only fitted is the better the nearer it was to the whole one
+            for choice in spaced(self._options(), self._budget_ms, self._small):
+                self._measured(choice)
         finalists = [point for point in self.points if point.fits]
         if not finalists:
             self._bench.listener(Warn("no choice was as quick as predicted: the quickest stays"))
@@ -228,7 +230,7 @@ class Selection:
     def _small(self, choice: Sequence[LayerChoice]) -> bool:
         return self._goal.size_mb is None or self._sizes.model_mb(choice) <= self._goal.size_mb
 
-    def _options(self) -> list[tuple[Option, ...]]:
+    def _options(self) -> list[Options]:
         table = self.timings.table()
         return [
             layer_options(
@@ -245,9 +247,9 @@ class Selection:
         folder = self._cuts.saved(choice)
         ms = (read_note(folder / "measured.json") or {}).get("ms")
         if ms is None:
-            targets = {"candidate": self._bench.build(folder, folder.name), "reference": self._reference}
+            targets = {"candidate": self._bench.build(folder, folder.name), "whole": self.timings.whole}
             timed = self._bench.time(targets)
-            ms = quiet_ms(timed["candidate"]) * self.timings.reference_ms / quiet_ms(timed["reference"])
+            ms = quiet_ms(timed["candidate"]) * self.timings.whole_ms / quiet_ms(timed["whole"])
             write_atomic(folder / "measured.json", json.dumps({"ms": ms}).encode())
         predicted = self.timings.table().model_ms(choice)
         point = Point(list(choice), predicted, ms, self._sizes.model_mb(choice), ms <= self._limit_ms)
@@ -276,7 +278,7 @@ class Selection:
         random = np.random.default_rng(self._bench.seed)
         best: tuple[list[LayerChoice], float] | None = None
         weights = np.ones(len(options))
-        seen: dict[tuple[LayerChoice, ...], float] = {}
+        seen = self._divergence
         for number in range(tries):
             tried = weights if number == 0 else np.exp(np.log(weights) + random.normal(0, 1.5, len(options)))
             choice = cheapest(options, tried.tolist(), self._budget_ms, self._small)
@@ -346,8 +348,8 @@ def _wanted_ms(goal: Goal, timings: Timings) -> float | None:
     return min(wanted, default=None)
 
 
-def _smallest(options: Sequence[Sequence[Option]]) -> list[LayerChoice]:
+def _smallest(options: Sequence[Options]) -> list[LayerChoice]:
     """One layer at its quickest level: the one whose parts lose least."""
-    quickest = [min((each for each in layer if each.choice), key=lambda each: each.ms) for layer in options]
+    quickest = [min(layer.last, key=lambda each: each.ms) for layer in options]
     chosen = min(range(len(options)), key=lambda number: quickest[number].error)
     return [quickest[number].choice if number == chosen else None for number in range(len(options))]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["CACHED_STAGES", "CachedStage", "package_settings"]
+__all__ = ["CACHED_STAGES", "CachedStage", "package_settings", "pruning_of", "study_of"]
 
 import dataclasses
 import json
@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import JsonValue
+
+from deploykit.artifacts.digest import digest_json
 from deploykit.artifacts.store import Draft
 from deploykit.data.dataset import load_data
 from deploykit.data.kept import write_table, write_texts
@@ -20,6 +23,7 @@ from deploykit.export.compatibility import preflight
 from deploykit.pipeline.choice import choose_variant, sampled
 from deploykit.pipeline.context import Context
 from deploykit.pipeline.plan import Stage
+from deploykit.pipeline.study import Study, open_study
 from deploykit.recipe import Package
 from deploykit.recipe.machine import this_machine
 from deploykit.runners.medium import columns_of, medium_of
@@ -147,24 +151,45 @@ def _make_index(context: Context, draft: Draft) -> str:
 def _make_prune(context: Context, draft: Draft) -> str:
     from deploykit.pipeline.compression import prune_to_goal
 
-    recipe, key = context.recipe, context.plan.step("prune").key
+    key = context.plan.step("prune").key
     assert key is not None
-    return prune_to_goal(
-        context.whole,
-        draft.path,
-        task=context.task,
-        data=context.data(),
-        settings=recipe.prune,
-        finetune=recipe.finetune,
-        goal=recipe.goal,
-        quantize=recipe.quantize,
-        target=recipe.export.target,
-        threads=recipe.package.threads,
-        seed=recipe.seed,
-        workspace=context.store.workspace("prune", key),
-        info=draft.info,
-        listener=context.listener,
+    study = None if context.study is None else study_of(context, context.study)
+    workspace = context.store.workspace("prune", key)
+    outcome = prune_to_goal(
+        context.whole, draft.path, workspace=workspace, info=draft.info, study=study, **pruning_of(context)
     )
+    if study is not None:
+        study.close()
+    return outcome
+
+
+def pruning_of(context: Context) -> dict[str, Any]:
+    """What a recipe says of its pruning, as `prune_to_goal` and `join_pruning` take it."""
+    recipe = context.recipe
+    return {
+        "task": context.task,
+        "data": context.data(),
+        "settings": recipe.prune,
+        "finetune": recipe.finetune,
+        "goal": recipe.goal,
+        "quantize": recipe.quantize,
+        "target": recipe.export.target,
+        "threads": recipe.package.threads,
+        "seed": recipe.seed,
+        "listener": context.listener,
+    }
+
+
+def study_of(context: Context, url: str, *, join: bool = False) -> Study:
+    """The study that the pruning of a recipe is shared through: the same on every machine that has the same model.
+
+    Raises:
+        UsageError: the storage can't be opened, or, to join, has no such study.
+    """
+    step = context.plan.step("prune")
+    settings = {name: value for name, value in step.settings.items() if name != "machine"}
+    files: list[JsonValue] = [dict(context.artifacts[stage].manifest.files) for stage in step.parents]
+    return open_study(url, digest_json([settings, files]), context.listener, join=join)
 
 
 def _make_export(context: Context, draft: Draft) -> str:

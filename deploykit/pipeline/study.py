@@ -7,11 +7,12 @@ took and did not finish in time is done again here, so a worker that dies costs 
 
 from __future__ import annotations
 
-__all__ = ["Study", "open_study"]
+__all__ = ["Study", "check_storage", "open_study"]
 
+import contextlib
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from deploykit.errors import MissingDependencyError, UsageError
@@ -130,18 +131,8 @@ def open_study(url: str, key: str, listener: Listener, *, join: bool = False) ->
         MissingDependencyError: Optuna is not installed.
         UsageError: the storage can't be opened, or has no study of this work.
     """
-    try:
-        import optuna
-    except ImportError:
-        raise MissingDependencyError("--study needs Optuna", "pip install 'deploykit[search]'") from None
-    import sqlalchemy  # Optuna's own, for all but journal files
-    from optuna.storages import JournalStorage
-    from optuna.storages.journal import JournalFileBackend
-
-    optuna.logging.set_verbosity(optuna.logging.ERROR)  # it tells of each study on the screen
-    name = f"deploykit-{key[:16]}"
-    try:
-        storage: Any = url if "://" in url else JournalStorage(JournalFileBackend(url))
+    with _storage(url) as (optuna, storage):
+        name = f"deploykit-{key[:16]}"
         others = optuna.get_all_study_names(storage)
         if name not in others and join:
             raise UsageError(
@@ -152,6 +143,34 @@ def open_study(url: str, key: str, listener: Listener, *, join: bool = False) ->
         if not join:
             study.set_user_attr("closed", False)
         return Study(study, listener)
+
+
+def check_storage(url: str) -> None:
+    """See that a storage can be opened, before the work that needs it in the end.
+
+    Raises:
+        MissingDependencyError: Optuna is not installed.
+        UsageError: it can't be opened.
+    """
+    with _storage(url) as (optuna, storage):
+        optuna.get_all_study_names(storage)
+
+
+@contextlib.contextmanager
+def _storage(url: str) -> Iterator[tuple[Any, Any]]:
+    """Optuna and a storage; what goes wrong with it inside is the user's to hear."""
+    try:
+        import optuna
+    except ImportError:
+        raise MissingDependencyError("--study needs Optuna", "pip install 'deploykit[search]'") from None
+    import sqlalchemy  # Optuna's own, for all but journal files
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # it tells of each study on the screen
+    try:
+        storage: Any = url if "://" in url else JournalStorage(JournalFileBackend(url))
+        yield optuna, storage
     except (
         ImportError, OSError, ValueError, optuna.exceptions.OptunaError, sqlalchemy.exc.SQLAlchemyError,
     ) as error:  # fmt: skip

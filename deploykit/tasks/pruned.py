@@ -18,6 +18,7 @@ __all__ = [
     "encoder_layers",
     "head_size",
     "heads_fixed",
+    "kept_of",
 ]
 
 from collections.abc import Sequence
@@ -73,6 +74,7 @@ class LayerShape:
         output: name of the attention's output projection.
         widen: name of the first FFN layer.
         narrow: name of the second.
+        norms: names of the LayerNorms behind attention and behind the FFN.
     """
 
     module: torch.nn.Module
@@ -81,12 +83,19 @@ class LayerShape:
     output: str
     widen: str
     narrow: str
+    norms: tuple[str, str]
 
     def linear(self, name: str) -> torch.nn.Linear:
         """A linear layer by its name."""
         found: Any = self.module.get_submodule(name)
         linear: torch.nn.Linear = found
         return linear
+
+    def norm(self, place: int) -> torch.nn.LayerNorm:
+        """The LayerNorm behind attention (0), or behind the FFN (1)."""
+        found: Any = self.module.get_submodule(self.norms[place])
+        norm: torch.nn.LayerNorm = found
+        return norm
 
     @property
     def head_size(self) -> int:
@@ -101,10 +110,19 @@ class LayerShape:
 
 
 _KINDS = (
-    ("attention.self", ("query", "key", "value"), "attention.output.dense", "intermediate.dense", "output.dense"),
-    ("attention.attn", ("q", "k", "v"), "attention.attn.o", "intermediate.dense", "output.dense"),
-    ("attention", ("q_lin", "k_lin", "v_lin"), "attention.out_lin", "ffn.lin1", "ffn.lin2"),
-)
+    (
+        "attention.self", ("query", "key", "value"), "attention.output.dense", "intermediate.dense", "output.dense",
+        ("attention.output.LayerNorm", "output.LayerNorm"),
+    ),
+    (
+        "attention.attn", ("q", "k", "v"), "attention.attn.o", "intermediate.dense", "output.dense",
+        ("attention.LayerNorm", "output.LayerNorm"),
+    ),
+    (
+        "attention", ("q_lin", "k_lin", "v_lin"), "attention.out_lin", "ffn.lin1", "ffn.lin2",
+        ("sa_layer_norm", "output_layer_norm"),
+    ),
+)  # fmt: skip
 """BERT, RoBERTa, XLM-R and ELECTRA; MPNet; DistilBERT."""
 
 
@@ -139,6 +157,16 @@ def head_size(model: PreTrainedModel) -> int:
 def heads_fixed(model: PreTrainedModel) -> bool:
     """Whether all heads must stay: a bias by distance, shared by all layers, has an entry for each (MPNet)."""
     return any(name.endswith("relative_attention_bias") for name, _ in model.named_modules())
+
+
+def kept_of(whole: PreTrainedModel, small: PreTrainedModel) -> list[int] | None:
+    """Which layers of a model another one has kept, by number; None where it was not cut from it."""
+    first = range(len(encoder_layers(whole)))
+    before, after = (getattr(model.config, KEPT_KEY, None) for model in (whole, small))
+    there = list(first) if before is None else before
+    if after is None or not set(after) <= set(there):
+        return None
+    return [there.index(number) for number in after]
 
 
 def cut(model: PreTrainedModel, plan: PruningPlan) -> None:
@@ -298,10 +326,12 @@ def _shape(module: torch.nn.Module, kind: str) -> LayerShape:
     import torch
 
     names = dict(module.named_modules())
-    for attention, inputs, output, widen, narrow in _KINDS:
+    for attention, inputs, output, widen, narrow, norms in _KINDS:
         projections = tuple(f"{attention}.{name}" for name in inputs)
-        if all(isinstance(names.get(name), torch.nn.Linear) for name in (*projections, output, widen, narrow)):
-            return LayerShape(module, attention, projections, output, widen, narrow)  # type: ignore[arg-type]
+        if all(isinstance(names.get(name), torch.nn.Linear) for name in (*projections, output, widen, narrow)) and all(
+            isinstance(names.get(name), torch.nn.LayerNorm) for name in norms
+        ):
+            return LayerShape(module, attention, projections, output, widen, narrow, norms)  # type: ignore[arg-type]
     raise _not_prunable(kind)
 
 

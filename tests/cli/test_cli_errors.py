@@ -70,6 +70,21 @@ def test_a_wrong_call_is_one_line_and_where_help_is(
     assert hint == f"  hint: deploykit {arguments[0]} --help"
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--worker",), "a worker needs a study"),
+        (("--worker", "--study", "study.log", "--until", "prune"), "no --until"),
+        (("--worker", "--study", "study.log", "--from", "prune"), "no --from"),
+    ],
+)
+def test_a_worker_of_a_run_does_one_thing(deploykit: Deploykit, arguments: tuple[str, ...], said: str) -> None:
+    done = deploykit("run", "recipe.yaml", *arguments)
+    assert (done.code, done.out) == (2, "")
+    assert said in done.err
+    assert "hint: " in done.err
+
+
 def test_every_wrong_setting_of_a_stage_is_named_at_once(deploykit: Deploykit) -> None:
     done = deploykit("finetune", "m", "--train", "t.csv", "-o", "o", "--epochs", "-1", "--weight-decay", "2")
     assert done.code == 2

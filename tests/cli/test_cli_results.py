@@ -134,6 +134,21 @@ def test_a_run_until_a_stage_has_no_verdict(
         assert done.out == "stopped behind export; the same command without --until goes on from here\n"
 
 
+@pytest.mark.parametrize("as_json", [True, False])
+def test_a_worker_says_how_many_models_it_trained(
+    deploykit: Deploykit, recipe: Path, monkeypatch: pytest.MonkeyPatch, as_json: bool
+) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr("deploykit.pipeline.run.join_run", lambda *given, **_: asked.append(given[1]) or 2)
+    arguments = ("--study", "sqlite:///study.db", "--worker", *(["--json"] if as_json else []))
+    done = deploykit("run", str(recipe), *arguments)
+    assert (done.code, asked) == (0, ["sqlite:///study.db"])
+    if as_json:
+        assert done.json == {"name": "toy", "trained": 2}
+    else:
+        assert done.out == "trained 2 finalists of another process; nothing is written\n"
+
+
 def test_events_go_to_stderr_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
     with Screen() as screen:
         screen(StageStarted("export"))

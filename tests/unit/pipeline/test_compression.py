@@ -153,6 +153,8 @@ def test_without_retraining_the_model_is_fitted_only(prune: Any, trained: Path, 
     outcome, info, out = prune(Goal(p50_ms=0.7 * clock([(4, 64)] * 2)), epochs=0)
     assert "not retrained" in outcome
     assert "recovery" not in info
+    assert "vocabulary" not in info, "words that are cut finer would have to be learned"
+    assert all(point["loss"] is None for point in info["points"])
     assert clock([layer.shape for layer in encoder_layers(TASK.load_model(out))]) <= 0.7 * clock([(4, 64)] * 2)
     assert not (out / "trial.json").exists()
 
