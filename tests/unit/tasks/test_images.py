@@ -261,6 +261,7 @@ def test_texts_are_looked_through_and_images_are_not() -> None:
     [
         ({"finetune": {"augment": ["typos"]}}, "finetune.augment"),
         ({"finetune": {"teacher": "m"}}, "finetune.teacher"),
+        ({"finetune": {"strategy": "prompt"}}, "finetune.strategy"),
         ({"goal": {"target": {"lengths": [16]}}}, "goal.target.lengths"),
         ({"goal": {"speedup": 2}}, "a limit on speed"),
     ],
@@ -315,6 +316,23 @@ def test_what_a_preprocessor_says_is_read(tmp_path: Path) -> None:
     for wrong in ({}, {"size": {"height": 3}}, {"size": 0}, {"size": 3, "image_std": [0, 1, 1]}, [], {"size": "x"}):
         with pytest.raises(ModelError, match="size"):
             of(wrong)
+
+
+def test_a_model_of_other_images_is_refused_before_it_is_trained(tmp_path: Path) -> None:
+    Preprocessing(6, 8, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)).save_pretrained(tmp_path)
+
+    def with_config(**config: Any) -> Preprocessing:
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        return Preprocessing.of(tmp_path)
+
+    for fitting in ({"image_size": [6, 8]}, {"num_channels": 3}, {}):
+        assert with_config(model_type="vit", **fitting).width == 8
+    assert with_config(model_type="swin", image_size=224).width == 8  # it pads
+    for size in (6, 8, [8, 6]):
+        with pytest.raises(ModelError, match="6 x 8"):
+            with_config(model_type="vit", image_size=size)
+    with pytest.raises(ModelError, match="1 channel"):
+        with_config(model_type="resnet", num_channels=1)
 
 
 def test_training_rows_are_what_the_model_takes(checkpoint: Path) -> None:
