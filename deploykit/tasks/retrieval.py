@@ -105,9 +105,13 @@ class Retrieval(TextClassification):
         return entry_files("retrieval")
 
     def served_settings(self, folder: Path) -> Mapping[str, Any]:
-        """`scale`, that a cosine is multiplied by to be a logit, and `answers`, the entries' texts by name."""
+        """How a text model ranks and tells entries.
+
+        `scale`, that a cosine is multiplied by to be a logit; `answers`, the entries' texts by name; `depth`, how many
+        are answered unless a request says so.
+        """
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        return {"scale": SCALE, "answers": config.get(ANSWERS_KEY) or {}}
+        return {"scale": SCALE, "answers": config.get(ANSWERS_KEY) or {}, "depth": 1}
 
     def served_answers(self, found: Outputs) -> list[Answer]:
         """The entries, their texts and scores that the text model sent, each [messages, k].
