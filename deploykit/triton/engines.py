@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["ENGINES", "DockerServer", "Server", "docker_command", "open_server"]
+__all__ = ["DockerServer", "Server", "docker_command", "open_server"]
 
 import re
 import secrets

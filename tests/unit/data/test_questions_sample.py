@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from deploykit.data.quotes import AnswerInContext
+from deploykit.data.marks import AnswerInContext
 from deploykit.data.readers import read_rows
 from deploykit.data.sample import question_rows
 from deploykit.data.sample.questions import UNANSWERED

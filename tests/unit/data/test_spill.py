@@ -18,7 +18,7 @@ from deploykit.data import spill
 from deploykit.data.checks import check_data
 from deploykit.data.dataset import hold_out, load_training_data
 from deploykit.data.kept import read_table, write_table
-from deploykit.data.labels import MarkedSpans
+from deploykit.data.marks import MarkedSpans
 from deploykit.data.readers import read_rows
 from deploykit.data.spill import Gathering, Stored, gathered_texts
 from deploykit.data.table import Columns, Table
