@@ -72,8 +72,8 @@ class Answered:
         return f"{said} ({self.score:.1%}{cut})  {text.partition(chr(10))[0]}"
 
     def _is_cut(self, text: str) -> bool:
-        context = text.partition("\n")[2].rstrip()
-        return bool(context) and self.read is not None and any(map(str.isalnum, text[self.read :]))
+        context = text.find("\n") + 1
+        return bool(context) and self.read is not None and any(map(str.isalnum, text[max(context, self.read) :]))
 
 
 class QuestionAnswering:
