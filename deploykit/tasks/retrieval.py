@@ -148,12 +148,14 @@ def ranked_rows(found: Outputs, name: str) -> list[list[tuple[str, float, str]]]
 def ranks(logits: NDArray[Any], targets: NDArray[Any]) -> NDArray[np.int64]:
     """The rank of each message's own entry, from 1: int64 [messages]. Of equal logits the lower index comes first.
 
+    What is not a number comes before all others, so that a broken model ranks nothing well.
+
     Args:
         logits: [messages, entries].
         targets: the right entry of each, an index.
     """
     own = logits[np.arange(len(targets)), targets][:, np.newaxis]
-    before = (logits > own) | ((logits == own) & (np.arange(logits.shape[1]) < np.asarray(targets)[:, np.newaxis]))
+    before = ~(logits <= own) | ((logits == own) & (np.arange(logits.shape[1]) < np.asarray(targets)[:, np.newaxis]))
     found: NDArray[np.int64] = 1 + before.sum(axis=1)
     return found
 

@@ -90,6 +90,32 @@ def test_runners_give_the_same_words_texts_and_numbers_singly_and_in_company(rea
     assert all(str(answer) == "no answer" for answer in TASK.answers(together, NAMES)[2:4])
 
 
+def test_the_served_entry_answers_as_the_runner_does(reader: Path, served_entry: Callable[..., Any]) -> None:
+    import torch
+
+    model = TASK.load_model(reader).eval()
+
+    def logits_of(feeds: dict[str, Any]) -> Any:
+        with torch.inference_mode():
+            return model(**{name: torch.from_numpy(values) for name, values in feeds.items()})["logits"].numpy()
+
+    said = {"labels": NAMES, "inputs": ["input_ids", "attention_mask"], "max_length": 64, "pad_id": 0, "pad_type_id": 0}
+    ask = served_entry(TASK, {**said, **TASK.served_settings(reader)}, logits_of, reader / "tokenizer.json")
+    texts = [*TEXTS, f"{TEXTS[0]} {'and so on ' * 90}"]
+    together, none, *singly = ask(
+        ([text.encode() for text in texts], {}), ((), {}), *(((text.encode(),), {}) for text in texts)
+    )
+    assert "one message" in str(none.error)
+    with open_runner(Target("torch", str(reader), threads=1, task=TASK.name)) as runner:
+        expected = [TASK.answers(runner.infer([text]), NAMES)[0] for text in texts]
+    for found in (TASK.served_answers(together), [TASK.served_answers(each)[0] for each in singly]):
+        for text, ours, wanted in zip(texts, found, expected, strict=True):
+            said_of, known = ours.as_json(text), wanted.as_json(text)
+            assert said_of.pop("score") == pytest.approx(known.pop("score"), abs=1e-4)
+            assert said_of == known
+    assert expected[-1].as_json(texts[-1])["cut"]
+
+
 def test_a_checkpoint_that_was_not_trained_on_pairs_is_refused(tiny_checkpoint: Callable[..., Path]) -> None:
     with pytest.raises(ModelError, match="does not say"):
         TASK.load_model(tiny_checkpoint("bert", head="TokenClassification", names=NAMES))
