@@ -12,7 +12,7 @@ import base64
 import binascii
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,7 @@ _URL = "data:image/png;base64,"
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 _DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
+_PAETH = 4
 _WHOLE = ((0, 0, 1, 1),)
 _ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 """The passes of an interlaced file: first column and row, steps between columns and rows (section 8.2)."""
@@ -181,6 +182,7 @@ def _unfiltered(lines: NDArray[np.uint8], filters: NDArray[np.uint8], step: int)
         raise ValueError(f"a damaged PNG: the filter {filters.max()} does not exist")
     if not filters.any():
         return lines
+    present = frozenset(filters.tolist())
     rows, count = len(lines), lines.shape[1] // step
     tall = rows > count
     given = lines.reshape(rows, count, step)
@@ -197,22 +199,43 @@ def _unfiltered(lines: NDArray[np.uint8], filters: NDArray[np.uint8], step: int)
         if tall:
             left, above = above, left
         kinds = filters[diagonal - past + 1 : diagonal - first + 1][::-1] if tall else filters[first:past]
-        skewed[2 + diagonal, own] += _guessed(kinds, left, above, skewed[diagonal, before])
+        skewed[2 + diagonal, own] += _guessed(kinds, left, above, skewed[diagonal, before], present)
     found = np.stack([skewed[2 + place : 2 + place + long, 1 + place] for place in range(short)])
     return (found.swapaxes(0, 1) if tall else found).reshape(rows, -1)
 
 
 def _guessed(
-    kinds: NDArray[np.uint8], left: NDArray[np.uint8], above: NDArray[np.uint8], corner: NDArray[np.uint8]
+    kinds: NDArray[np.uint8],
+    left: NDArray[np.uint8],
+    above: NDArray[np.uint8],
+    corner: NDArray[np.uint8],
+    present: Collection[int],
 ) -> NDArray[np.uint8]:
-    """What filters of these kinds took off each value, given its neighbours: uint8 [values, bytes]."""
-    a, b, c = (each.astype(np.int16) for each in (left, above, corner))
-    to_left, to_above = abs(b - c), abs(a - c)
-    to_corner = abs(a + b - 2 * c)
+    """What filters of these kinds took off each value, given its neighbours: uint8 [values, bytes].
+
+    `present` are the kinds in the whole file: what is not among them is not computed.
+    """
+    a, b = left.astype(np.int16), above.astype(np.int16)
+    guess = _nearest(a, b, corner.astype(np.int16)) if _PAETH in present else np.zeros_like(a)
+    if 0 in present:
+        guess[kinds == 0] = 0
+    if 1 in present:
+        np.copyto(guess, a, where=(kinds == 1)[:, np.newaxis])
+    if 2 in present:
+        np.copyto(guess, b, where=(kinds == 2)[:, np.newaxis])
+    if 3 in present:
+        np.copyto(guess, (a + b) >> 1, where=(kinds == 3)[:, np.newaxis])
+    return guess.astype(np.uint8)
+
+
+def _nearest(a: NDArray[np.int16], b: NDArray[np.int16], c: NDArray[np.int16]) -> NDArray[np.int16]:
+    """Which of the left, the one above and the corner is nearest to left + above - corner, the first of equal ones."""
+    to_left, to_above = b - c, a - c
+    to_corner = abs(to_left + to_above)
+    to_left, to_above = abs(to_left), abs(to_above)
     nearest = np.where(to_above <= to_corner, b, c)
-    nearest = np.where((to_left <= to_above) & (to_left <= to_corner), a, nearest)
-    guesses = (np.zeros_like(a), a, b, (a + b) >> 1, nearest)
-    return np.choose(kinds[:, np.newaxis], guesses).astype(np.uint8)
+    np.copyto(nearest, a, where=(to_left <= to_above) & (to_left <= to_corner))
+    return nearest
 
 
 def _samples(lines: NDArray[np.uint8], depth: int, count: int) -> NDArray[np.uint8]:
