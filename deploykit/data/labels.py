@@ -196,6 +196,9 @@ def read_class(value: object, where: str, column: str) -> str:
     """
     if isinstance(value, bool):
         return "true" if value else "false"
+    if isinstance(value, float):
+        said = "is missing" if math.isnan(value) else f"must be text, not {value}"
+        raise DataError(f"{where}: {column!r} {said}", "a label is text, a whole number, true or false")
     label = str(value) if isinstance(value, int) else checked_text(value, where, column)
     if any(ord(character) < 32 for character in label):
         raise DataError(f"{where}: {column!r} holds a line break or another control character")

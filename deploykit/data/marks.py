@@ -100,6 +100,11 @@ class AnswerInContext:
             DataError: the message has no line break, the span can't be read, or is not one in the context.
         """
         if len(self.columns) == 1:
+            if isinstance(values[0], str) and values[0].strip() and not values[0].lstrip().startswith("["):
+                raise DataError(
+                    f"{where}: {self.columns[0]!r} marks no answer: {values[0][:40]!r}",
+                    'write [{"start": 45, "end": 52, "label": "answer"}], or name two columns, its start and its end',
+                )
             spans = MarkedSpans(self.columns).read(text, values, where)
         else:
             given = "" if all(map(is_nothing, values)) else _ANSWER
@@ -126,7 +131,7 @@ class AnswerInContext:
 
 
 def _from_columns(values: Sequence[object], where: str, columns: Sequence[str]) -> list[Span]:
-    label = read_class(values[0], where, columns[0]).strip()
+    label = "" if is_nothing(values[0]) else read_class(values[0], where, columns[0]).strip()
     offsets = [None if is_nothing(value) else value for value in values[1:]]
     if not label and offsets == [None, None]:
         return []

@@ -30,7 +30,7 @@ from deploykit.runners.checkpoint import resolve_model
 from deploykit.tasks import is_of_texts
 
 _VERSION: Final[Mapping[Stage, int]] = {
-    "data": 2, "pretrain": 1, "finetune": 1, "index": 1, "prune": 1, "export": 2, "quantize": 4, "package": 4,
+    "data": 2, "pretrain": 1, "finetune": 1, "index": 1, "prune": 2, "export": 2, "quantize": 4, "package": 4,
     "parity": 2,
     "latency": 1, "publish": 1,
 }  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +14,7 @@ from deploykit.data.sample import question_rows
 from deploykit.data.sample.questions import UNANSWERED
 from deploykit.data.sample.templates import load_facts
 from deploykit.data.table import Columns
+from deploykit.errors import DataError
 
 DIGEST = "89ecfb2dd6363b2efcebe3d981a208d8fddfe9ae8b4eb178bc2aaa56e97888b1"
 FACTS = load_facts()
@@ -57,3 +59,10 @@ def test_they_are_read_as_any_file_is() -> None:
     answered = next(row for row in rows if row.end)
     assert json.loads(answered.answer) == [{"start": answered.start, "end": answered.end, "label": "answer"}]
     assert {row.answer for row in rows if not row.end} == {"[]"}
+
+
+def test_a_column_of_other_labels_is_named_and_not_read_as_tags(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text('text,label\n"who?\nit was Zoë",refund\n', encoding="utf-8")
+    with pytest.raises(DataError, match="line 2: 'label' marks no answer: 'refund'"):
+        read_rows(str(path), Columns("text", AnswerInContext(("label",))))
