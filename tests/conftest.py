@@ -212,7 +212,7 @@ def toy_entities(count: int, seed: int) -> Any:
 def entity_data() -> Any:
     """512 messages to train on, 128 to choose on and 200 to certify on, with spans of 4 classes."""
     from deploykit.data.dataset import LabelledData
-    from deploykit.data.labels import MarkedSpans
+    from deploykit.data.marks import MarkedSpans
 
     names = MarkedSpans(("entities",)).outputs(sorted(TOPICS))
     return LabelledData(toy_entities(512, 1), toy_entities(128, 2), toy_entities(200, 3), names)
@@ -243,7 +243,8 @@ def joint_data(entity_data: Any) -> Any:
     from dataclasses import replace
 
     from deploykit.data.dataset import LabelledData
-    from deploykit.data.labels import INTENT, ClassAndSpans, MarkedMessage
+    from deploykit.data.labels import INTENT, MarkedMessage
+    from deploykit.data.marks import ClassAndSpans
 
     def joined(table: Any, seed: int) -> Any:
         plain = toy_table(len(table), seed)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["MODEL_NAME_PATTERN", "check_model_name"]
+__all__ = ["check_model_name"]
 
 import re
 

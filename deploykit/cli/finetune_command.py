@@ -12,24 +12,17 @@ import click
 from deploykit.cli.options import (
     as_json,
     column_options,
-    file_or_fraction,
     section_from_options,
     section_options,
     seed_number,
+    training_options,
 )
 from deploykit.recipe import Finetune
 
 
 @click.command("finetune")
 @click.argument("model")
-@click.option("--train", required=True, help="The training rows: a file, hub:DATASET:SPLIT or sample:support/train.")
-@click.option(
-    "--validation",
-    default="0.1",
-    show_default=True,
-    help="The rows to watch: a file, or a fraction of the training rows.",
-)
-@click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="The folder to write.")
+@training_options
 @click.option("--entries", help="What messages are compared with, for the loss two_towers: a data reference.")
 @click.option("--task", default="text-classification", show_default=True, help="What the model learns.")
 @click.option("--seed", type=seed_number, default=0, show_default=True, help="Of every random choice.")
@@ -44,7 +37,7 @@ from deploykit.recipe import Finetune
 def command(
     model: str,
     train: str,
-    validation: str,
+    validation: str | float,
     out: Path,
     task: str,
     seed: int,
@@ -74,7 +67,7 @@ def command(
             out,
             settings,
             train=train,
-            validation=file_or_fraction(validation),
+            validation=validation,
             columns=(text, label),
             task=task,
             seed=seed,

@@ -5,16 +5,17 @@ from __future__ import annotations
 __all__ = [
     "as_json",
     "column_options",
-    "file_or_fraction",
     "fraction",
     "section_from_options",
     "section_options",
     "seed_number",
+    "training_options",
 ]
 
 import types
 import typing
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
@@ -48,12 +49,21 @@ def _one_or_several(context: click.Context, option: click.Parameter, names: tupl
     return names[0] if len(names) == 1 else names
 
 
-def file_or_fraction(text: str) -> str | float:
-    """The value of `--validation`: the fraction of the training rows to hold out, or a data reference.
+def training_options(command: Command) -> Command:
+    """`--train`, `--validation` and `--out`: rows to train on, and to watch, and the folder to write."""
+    command = click.option(
+        "-o", "--out", type=click.Path(path_type=Path), required=True, help="The folder to write."
+    )(command)  # fmt: skip
+    command = click.option(
+        "--validation", default="0.1", show_default=True, callback=_file_or_fraction,
+        help="The rows to watch: a file, or a fraction of the training rows.",
+    )(command)  # fmt: skip
+    return click.option(
+        "--train", required=True, help="The training rows: a file, hub:DATASET:SPLIT or sample:support/train."
+    )(command)  # fmt: skip
 
-    Raises:
-        UsageError: a number that is no such fraction.
-    """
+
+def _file_or_fraction(context: click.Context, option: click.Parameter, text: str) -> str | float:
     try:
         held_out = float(text)
     except ValueError:

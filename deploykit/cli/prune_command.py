@@ -12,24 +12,17 @@ import click
 from deploykit.cli.options import (
     as_json,
     column_options,
-    file_or_fraction,
     section_from_options,
     section_options,
     seed_number,
+    training_options,
 )
 from deploykit.recipe import Goal, Prune
 
 
 @click.command("prune")
 @click.argument("model", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--train", required=True, help="The training rows: a file, hub:DATASET:SPLIT or sample:support/train.")
-@click.option(
-    "--validation",
-    default="0.1",
-    show_default=True,
-    help="The rows to watch: a file, or a fraction of the training rows.",
-)
-@click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="The folder to write.")
+@training_options
 @click.option("--speedup", type=float, help="At least this many times PyTorch's speed, at p50, in int8.")
 @click.option("--p50-ms", type=float, help="Highest p50 latency in int8, in milliseconds.")
 @click.option("--p99-ms", type=float, help="Highest p99 latency in int8, in milliseconds.")
@@ -49,7 +42,7 @@ from deploykit.recipe import Goal, Prune
 def command(
     model: Path,
     train: str,
-    validation: str,
+    validation: str | float,
     out: Path,
     speedup: float | None,
     p50_ms: float | None,
@@ -89,7 +82,7 @@ def command(
             settings,
             goal,
             train=train,
-            validation=file_or_fraction(validation),
+            validation=validation,
             unlabelled=unlabelled,
             columns=(text, label),
             task=task,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 __all__ = [
     "Screen",
-    "location_lines",
     "mended_lines",
     "mending_lines",
     "print_parity",

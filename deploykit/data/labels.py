@@ -1,10 +1,10 @@
-"""What a row's label can be - a class, several, spans in the text, or a class and spans - and how it is read."""
+"""What a row's label can be - a class, several, spans in the text, or a class and spans - and how classes are read."""
 
 from __future__ import annotations
 
 __all__ = [
-    "INTENT", "ClassAndSpans", "Label", "LabelForm", "MarkedMessage", "MarkedSpans", "OneClass", "Quote",
-    "SeveralClasses", "Span", "checked_text", "classes_of", "label_from_json", "shown_label",
+    "INTENT", "Label", "LabelForm", "MarkedMessage", "OneClass", "Quote", "SeveralClasses", "Span", "checked_text",
+    "classes_of", "is_nothing", "label_from_json", "read_class", "read_list", "shown_label",
 ]  # fmt: skip
 
 import json
@@ -17,7 +17,6 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from deploykit.errors import DataError
 
-_WORD = re.compile(r"\S+")
 _BETWEEN = re.compile(r"[;|]")
 
 
@@ -89,7 +88,7 @@ class OneClass:
 
     def read(self, text: str, values: Sequence[object], where: str) -> str:
         """The class; whole numbers and truth values become text."""
-        return _class(values[0], where, self.column)
+        return read_class(values[0], where, self.column)
 
     def outputs(self, classes: Sequence[str]) -> tuple[str, ...]:
         """The classes, sorted."""
@@ -117,10 +116,10 @@ class SeveralClasses:
             DataError: the column is neither a list of names nor text.
         """
         value = values[0]
-        if _is_nothing(value):
+        if is_nothing(value):
             return ()
         if isinstance(value, str):
-            value = _json_list(value, where, self.column) if value.lstrip().startswith("[") else _BETWEEN.split(value)
+            value = read_list(value, where, self.column) if value.lstrip().startswith("[") else _BETWEEN.split(value)
         if isinstance(value, bool | int):
             value = [value]
         if not isinstance(value, list):
@@ -128,80 +127,12 @@ class SeveralClasses:
                 f"{where}: {self.column!r} must be a list of classes, not {type(value).__name__}",
                 'write ["refund", "address"], or refund; address',
             )
-        names = {_class(each, where, self.column).strip() for each in value}
+        names = {read_class(each, where, self.column).strip() for each in value}
         return tuple(sorted(name for name in names if name and name.casefold() not in OUT_OF_SCOPE))
 
     def outputs(self, classes: Sequence[str]) -> tuple[str, ...]:
         """The classes, sorted."""
         return tuple(sorted(classes))
-
-
-@dataclass(frozen=True)
-class MarkedSpans:
-    """Spans in one column (a JSON list of `{"start", "end", "label"}`, or a BIO tag for each word), or in three.
-
-    Attributes:
-        columns: one column; or those of the span's label, start and end, for one span a row at most.
-    """
-
-    columns: tuple[str, ...]
-
-    def read(self, text: str, values: Sequence[object], where: str) -> tuple[Span, ...]:
-        """The spans in their order, without spaces at their ends; none where the columns are empty.
-
-        Raises:
-            DataError: they can't be read, overlap, cover nothing, or end beyond the text.
-        """
-        if len(self.columns) == 3:
-            found = _from_columns(values, where, self.columns)
-        else:
-            found = _from_column(text, values[0], where, self.columns[0])
-        return _checked(found, text, where)
-
-    def outputs(self, classes: Sequence[str]) -> tuple[str, ...]:
-        """`O`, and for each class the tags of its first word and of those that go on."""
-        return ("O", *(f"{place}-{name}" for name in sorted(classes) for place in "BI"))
-
-
-@dataclass(frozen=True)
-class ClassAndSpans:
-    """A column with the class of each row, and behind it those of its spans.
-
-    Attributes:
-        columns: that of the class; then those of `MarkedSpans`.
-    """
-
-    columns: tuple[str, ...]
-
-    def read(self, text: str, values: Sequence[object], where: str) -> MarkedMessage:
-        """The class and the spans.
-
-        Raises:
-            DataError: the class is blank, or the spans can't be used.
-        """
-        intent = _class(values[0], where, self.columns[0])
-        if not intent.strip():
-            raise DataError(f"{where}: blank label in {self.columns[0]!r}", "fill or remove what is blank")
-        spans = MarkedSpans(self.columns[1:]).read(text, values[1:], where)
-        for span in spans:
-            if span.label.startswith(INTENT):
-                raise DataError(f"{where}: a span is called {span.label!r}, as only messages are", "rename it")
-        return MarkedMessage(intent, spans)
-
-    def outputs(self, classes: Sequence[str]) -> tuple[str, ...]:
-        """The tags of the spans' classes as `MarkedSpans` has them, then the messages' classes with `intent:` before.
-
-        Raises:
-            DataError: all messages have the same class.
-        """
-        intents = sorted(each for each in classes if each.startswith(INTENT))
-        if len(intents) < 2:
-            raise DataError(
-                f"all rows have the label {intents[0].removeprefix(INTENT)!r}",
-                "a classifier needs rows of two classes or more",
-            )
-        spans = [each for each in classes if not each.startswith(INTENT)]
-        return *MarkedSpans(self.columns[1:]).outputs(spans), *intents
 
 
 def classes_of(label: Label) -> tuple[str, ...]:
@@ -257,7 +188,12 @@ def checked_text(value: object, where: str, column: str) -> str:
     return value
 
 
-def _class(value: object, where: str, column: str) -> str:
+def read_class(value: object, where: str, column: str) -> str:
+    """The name of a class in a field; whole numbers and truth values become text.
+
+    Raises:
+        DataError: it is no text, or has a control character.
+    """
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, float):
@@ -269,99 +205,20 @@ def _class(value: object, where: str, column: str) -> str:
     return label
 
 
-def _from_columns(values: Sequence[object], where: str, columns: Sequence[str]) -> list[Span]:
-    label = "" if _is_nothing(values[0]) else _class(values[0], where, columns[0]).strip()
-    offsets = [None if _is_nothing(value) else value for value in values[1:]]
-    if not label and offsets == [None, None]:
-        return []
-    if not label:
-        raise DataError(f"{where}: a span without a label in {columns[0]!r}")
-    start, end = (_offset(value, where, column) for value, column in zip(offsets, columns[1:], strict=True))
-    return [Span(start, end, label)]
-
-
-def _is_nothing(value: object) -> bool:
+def is_nothing(value: object) -> bool:
+    """Whether a field is empty."""
     if isinstance(value, float):
         return math.isnan(value)  # what a Parquet file may have for a missing number
     return value is None or value == ""
 
 
-def _from_column(text: str, value: object, where: str, column: str) -> list[Span]:
-    if _is_nothing(value):
-        return []
-    if isinstance(value, str) and value.lstrip().startswith("["):
-        value = _json_list(value, where, column)
-    if isinstance(value, str):
-        value = value.split()
-    if not isinstance(value, list):
-        raise DataError(
-            f"{where}: {column!r} must be a list of spans, not {type(value).__name__}",
-            'write [{"start": 0, "end": 5, "label": "city"}], or a tag for each word: B-city I-city O',
-        )
-    if value and all(isinstance(each, str) for each in value):
-        return _from_tags(text, value, where, column)
-    return [_from_object(each, where, column) for each in value]
+def read_list(value: str, where: str, column: str) -> Any:
+    """What a field of JSON holds.
 
-
-def _json_list(value: str, where: str, column: str) -> Any:
+    Raises:
+        DataError: it is not valid.
+    """
     try:
         return json.loads(value)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{where}: {column!r} is not valid JSON: {error}") from error
-
-
-def _from_object(value: object, where: str, column: str) -> Span:
-    if not isinstance(value, dict):
-        raise DataError(f"{where}: a span in {column!r} must be an object, not {type(value).__name__}")
-    named = _class(value.get("label", value.get("type")), where, f"{column}.label").strip()
-    if not named:
-        raise DataError(f"{where}: a span in {column!r} has no label")
-    start, end = (_offset(value.get(name), where, f"{column}.{name}") for name in ("start", "end"))
-    return Span(start, end, named)
-
-
-def _from_tags(text: str, tags: Sequence[str], where: str, column: str) -> list[Span]:
-    words = list(_WORD.finditer(text))
-    if len(words) != len(tags):
-        raise DataError(
-            f"{where}: {len(tags)} tags in {column!r} for {len(words)} words",
-            "the words are what spaces separate; each has one tag",
-        )
-    spans: list[Span] = []
-    goes_on = False
-    for word, tag in zip(words, tags, strict=True):
-        place, _, kind = tag.partition("-")
-        if tag != "O" and (place not in ("B", "I", "E", "S") or not kind):
-            raise DataError(f"{where}: {tag!r} in {column!r} is no tag", "tags are O, B-LABEL and I-LABEL")
-        if goes_on and place in ("I", "E") and spans[-1].label == kind:
-            spans[-1] = spans[-1]._replace(end=word.end())
-        elif kind:
-            spans.append(Span(*word.span(), kind))
-        goes_on = place in ("B", "I")
-    return spans
-
-
-def _offset(value: object, where: str, column: str) -> int:
-    try:
-        number = float(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else None
-    except ValueError:
-        number = None
-    if number is None or not number.is_integer():
-        raise DataError(f"{where}: {column!r} must be a whole number, not {value!r}", "offsets count characters from 0")
-    return int(number)
-
-
-def _checked(spans: Sequence[Span], text: str, where: str) -> tuple[Span, ...]:
-    found: list[Span] = []
-    for span in sorted(spans):
-        said = f"{where}: the span {span.start}-{span.end} ({span.label})"
-        if span.start < 0 or span.end > len(text):
-            raise DataError(f"{said} is beyond the text, which has {len(text)} characters", "offsets count characters")
-        covered = text[span.start : span.end]
-        if not covered.strip():
-            raise DataError(f"{said} covers nothing")
-        if found and span.start < found[-1].end:
-            raise DataError(f"{said} overlaps {found[-1].start}-{found[-1].end} ({found[-1].label})")
-        start = span.start + len(covered) - len(covered.lstrip())
-        found.append(Span(start, start + len(covered.strip()), span.label))
-    return tuple(found)

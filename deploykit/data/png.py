@@ -6,13 +6,13 @@ colour type and bit depth, interlaced or not; checksums are held to, what colour
 
 from __future__ import annotations
 
-__all__ = ["MOST_BYTES", "MOST_PIXELS", "data_url", "file_of_url", "png_of", "png_pixels", "png_size"]
+__all__ = ["MOST_BYTES", "data_url", "file_of_url", "groups_by_size", "png_of", "png_pixels", "png_size"]
 
 import base64
 import binascii
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,12 +20,16 @@ from numpy.typing import NDArray
 MOST_BYTES = 32 << 20
 """The largest file that is taken."""
 MOST_PIXELS = 1 << 24
-"""The most pixels that a file may say that it holds: a few bytes can stand for gigabytes."""
+"""The most pixels that a file may say that it holds, and that are computed together: a few bytes can stand for
+gigabytes."""
+MOST_SIDE = 1 << 14
+"""The longest side in pixels: each costs a step, and a narrow image of a few bytes could have millions."""
 
 _URL = "data:image/png;base64,"
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 _DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
+_PAETH = 4
 _WHOLE = ((0, 0, 1, 1),)
 _ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 """The passes of an interlaced file: first column and row, steps between columns and rows (section 8.2)."""
@@ -75,6 +79,19 @@ def png_pixels(data: bytes) -> NDArray[np.uint8]:
     return np.repeat(values[:, :, :1], 3, axis=2) if channels < 3 else np.ascontiguousarray(values[:, :, :3])
 
 
+def groups_by_size(sizes: Sequence[tuple[int, int]]) -> list[list[int]]:
+    """The numbers of the images to compute together: of one height and width, and not too many pixels in all."""
+    groups: list[list[int]] = []
+    open_groups: dict[tuple[int, int], list[int]] = {}
+    for number, (height, width) in enumerate(sizes):
+        group = open_groups.get((height, width))
+        if group is None or (len(group) + 1) * height * width > MOST_PIXELS:
+            group = open_groups[height, width] = []
+            groups.append(group)
+        group.append(number)
+    return groups
+
+
 def png_of(pixels: NDArray[np.uint8]) -> bytes:
     """A PNG file of pixels, uint8 [height, width] in grey or [height, width, 3]."""
     height, width = pixels.shape[:2]
@@ -114,8 +131,8 @@ def _header(data: bytes) -> tuple[int, int, int, int, int]:
     width, height, depth, colour, packing, filtering, interlaced = struct.unpack(">IIBBBBB", data[16:29])
     if not width or not height or depth not in _DEPTHS.get(colour, ()) or packing or filtering or interlaced > 1:
         raise ValueError("a PNG whose header says what no PNG has")
-    if width * height > MOST_PIXELS:
-        raise ValueError(f"{width} x {height} pixels, at most {MOST_PIXELS} are taken")
+    if width * height > MOST_PIXELS or max(width, height) > MOST_SIDE:
+        raise ValueError(f"{width} x {height} pixels, at most {MOST_PIXELS} and {MOST_SIDE} a side are taken")
     return width, height, depth, colour, interlaced
 
 
@@ -154,7 +171,7 @@ def _unfiltered(lines: NDArray[np.uint8], filters: NDArray[np.uint8], step: int)
     """The bytes of each line before it was filtered (section 9.2), uint8 [rows, bytes].
 
     A byte depends on those to its left, above, and above to the left. So what has the same row + column is computed at
-    once: as many steps as the two sides have together.
+    once: as many steps as the two sides have together. The values lie in memory that way round meanwhile.
 
     Args:
         lines: as they are in the file.
@@ -165,21 +182,60 @@ def _unfiltered(lines: NDArray[np.uint8], filters: NDArray[np.uint8], step: int)
         raise ValueError(f"a damaged PNG: the filter {filters.max()} does not exist")
     if not filters.any():
         return lines
+    present = frozenset(filters.tolist())
     rows, count = len(lines), lines.shape[1] // step
-    given = lines.reshape(rows, count, step).astype(np.int16)
-    found = np.zeros((rows + 1, count + 1, step), dtype=np.int16)
-    kinds = filters[:, np.newaxis]
-    for diagonal in range(rows + count - 1):
-        y = np.arange(max(0, diagonal - count + 1), min(rows, diagonal + 1))
-        x = diagonal - y
-        left, above, corner = found[y + 1, x], found[y, x + 1], found[y, x]
-        towards = left + above - corner
-        to_left, to_above, to_corner = abs(towards - left), abs(towards - above), abs(towards - corner)
-        nearest = np.where(to_above <= to_corner, above, corner)
-        nearest = np.where((to_left <= to_above) & (to_left <= to_corner), left, nearest)
-        guess = np.choose(kinds[y], (np.zeros_like(left), left, above, (left + above) >> 1, nearest))
-        found[y + 1, x + 1] = (given[y, x] + guess) & 255
-    return found[1:, 1:].reshape(rows, -1).astype(np.uint8)
+    tall = rows > count
+    given = lines.reshape(rows, count, step)
+    given = given.swapaxes(0, 1) if tall else given
+    short, long = given.shape[:2]
+    # [2 + row + column, 1 + place along the shorter side, byte]; zeros around the image.
+    skewed = np.zeros((short + long + 1, short + 1, step), dtype=np.uint8)
+    for place in range(short):
+        skewed[2 + place : 2 + place + long, 1 + place] = given[place]
+    for diagonal in range(short + long - 1):
+        first, past = max(0, diagonal - long + 1), min(short, diagonal + 1)
+        own, before = slice(first + 1, past + 1), slice(first, past)
+        left, above = skewed[diagonal + 1, own], skewed[diagonal + 1, before]
+        if tall:
+            left, above = above, left
+        kinds = filters[diagonal - past + 1 : diagonal - first + 1][::-1] if tall else filters[first:past]
+        skewed[2 + diagonal, own] += _guessed(kinds, left, above, skewed[diagonal, before], present)
+    found = np.stack([skewed[2 + place : 2 + place + long, 1 + place] for place in range(short)])
+    return (found.swapaxes(0, 1) if tall else found).reshape(rows, -1)
+
+
+def _guessed(
+    kinds: NDArray[np.uint8],
+    left: NDArray[np.uint8],
+    above: NDArray[np.uint8],
+    corner: NDArray[np.uint8],
+    present: Collection[int],
+) -> NDArray[np.uint8]:
+    """What filters of these kinds took off each value, given its neighbours: uint8 [values, bytes].
+
+    `present` are the kinds in the whole file: what is not among them is not computed.
+    """
+    a, b = left.astype(np.int16), above.astype(np.int16)
+    guess = _nearest(a, b, corner.astype(np.int16)) if _PAETH in present else np.zeros_like(a)
+    if 0 in present:
+        guess[kinds == 0] = 0
+    if 1 in present:
+        np.copyto(guess, a, where=(kinds == 1)[:, np.newaxis])
+    if 2 in present:
+        np.copyto(guess, b, where=(kinds == 2)[:, np.newaxis])
+    if 3 in present:
+        np.copyto(guess, (a + b) >> 1, where=(kinds == 3)[:, np.newaxis])
+    return guess.astype(np.uint8)
+
+
+def _nearest(a: NDArray[np.int16], b: NDArray[np.int16], c: NDArray[np.int16]) -> NDArray[np.int16]:
+    """Which of the left, the one above and the corner is nearest to left + above - corner, the first of equal ones."""
+    to_left, to_above = b - c, a - c
+    to_corner = abs(to_left + to_above)
+    to_left, to_above = abs(to_left), abs(to_above)
+    nearest = np.where(to_above <= to_corner, b, c)
+    np.copyto(nearest, a, where=(to_left <= to_above) & (to_left <= to_corner))
+    return nearest
 
 
 def _samples(lines: NDArray[np.uint8], depth: int, count: int) -> NDArray[np.uint8]:

@@ -11,7 +11,10 @@ import operator
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Generic, TypeVar, overload
+
+from deploykit.artifacts.atomic import disk_errors
 
 if TYPE_CHECKING:
     import numpy as np
@@ -70,7 +73,7 @@ class Stored(Sequence[Value]):
 
 
 class Gathering(Generic[Value]):
-    """Takes values one by one, and gives a sequence of them.
+    """Takes values one by one, and gives a sequence of them; ArtifactError where the disk is full.
 
     Args:
         encode: makes bytes of a value.
@@ -92,7 +95,8 @@ class Gathering(Generic[Value]):
             return
         self._held.append(value)
         if self._size > IN_MEMORY_BYTES:
-            self._files = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115 (as long as this lives)
+            with disk_errors(_folder()):
+                self._files = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115 (as long as this lives)
             self._size = 0
             for each in self._held:
                 content = self._encode(each)
@@ -109,8 +113,9 @@ class Gathering(Generic[Value]):
         """All that was taken so far."""
         if self._files is None:
             return tuple(self._held)
-        for file in self._files:
-            file.flush()
+        with disk_errors(_folder()):
+            for file in self._files:
+                file.flush()
         import numpy as np
 
         content, ends = self._files
@@ -120,8 +125,13 @@ class Gathering(Generic[Value]):
 
 
 def _write(files: tuple[IO[bytes], IO[bytes]], content: bytes, end: int) -> None:
-    files[0].write(content)
-    files[1].write(end.to_bytes(8, sys.byteorder, signed=True))
+    with disk_errors(_folder()):
+        files[0].write(content)
+        files[1].write(end.to_bytes(8, sys.byteorder, signed=True))
+
+
+def _folder() -> Path:
+    return Path(tempfile.gettempdir())
 
 
 def gathered_texts() -> Gathering[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["STDIN", "Stream", "read_stream"]
+__all__ = ["Stream", "read_stream"]
 
 import itertools
 import re

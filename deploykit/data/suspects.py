@@ -6,7 +6,7 @@ Jiang and Chuang 2021) over out-of-sample probabilities of a linear model on wor
 
 from __future__ import annotations
 
-__all__ = ["PII_KINDS", "LabelSuspect", "PersonalData", "Suspects", "find_suspects"]
+__all__ = ["LabelSuspect", "PersonalData", "Suspects", "find_suspects"]
 
 import importlib
 import importlib.util

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Comparison", "compare_with_baseline", "compare_live", "rounds_of"]
+__all__ = ["Comparison", "compare_with_baseline", "compare_live"]
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

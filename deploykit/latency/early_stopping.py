@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["CONFIDENCE", "claimed_quantile", "samples_needed"]
+__all__ = ["claimed_quantile", "samples_needed"]
 
 import numpy as np
 from numpy.typing import NDArray

@@ -40,6 +40,7 @@ from deploykit.pipeline.latency import timed_target
 from deploykit.pipeline.localization import with_location
 from deploykit.pipeline.measuring import OutputCache
 from deploykit.pipeline.pairs import labels_or_error, pair_from_text
+from deploykit.pipeline.plan import refuse_where_no_texts
 from deploykit.pipeline.reproducer import write_reproducer
 from deploykit.pipeline.stages import package_settings
 from deploykit.pipeline.study import open_study
@@ -113,13 +114,20 @@ def finetune_alone(
         entries: a data reference: what messages are compared with, for the loss of two towers.
         track: what hears of the curves: tensorboard, wandb, mlflow; files go to `OUT.tracking`.
         listener: hears of progress.
+
+    Raises:
+        UsageError: the task's messages are no texts and what works on words is asked for, or it takes no entries.
     """
     from deploykit.train.finetune import finetune
     from deploykit.train.lesson import lesson_from_teacher
+    from deploykit.train.objective import asked_loss
     from deploykit.train.processes import is_main_process
     from deploykit.train.tracking import Tracking
     from deploykit.train.translate import with_located_translators
 
+    refuse_where_no_texts(task, settings.for_texts())
+    if entries is not None and asked_loss(settings, find_task(task)) != "two_towers":
+        raise UsageError(f"{task} is not trained on entries, and --entries names some", "leave it out")
     settings = with_located_translators(settings, Path())
     reference = resolve_model(model, Path())
     location = resolve_or_error(model, Path())
@@ -211,6 +219,7 @@ def prune_alone(
     """
     from deploykit.pipeline.compression import join_pruning, prune_to_goal
 
+    refuse_where_no_texts(task, ["pruning"])
     if worker and study is None:
         raise UsageError("a worker needs a study to work for", "give --study")
     if goal.speedup is goal.p50_ms is goal.p99_ms is goal.size_mb is None and not settings.keep:

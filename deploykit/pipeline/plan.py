@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 __all__ = [
-    "STAGES", "Plan", "Stage", "Step", "StepState", "is_kept", "make_plan", "refuse_what_is_for_texts", "step_states",
+    "STAGES", "Plan", "Stage", "Step", "StepState", "is_kept", "make_plan", "refuse_what_is_for_texts",
+    "refuse_where_no_texts", "step_states",
 ]  # fmt: skip
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -29,7 +30,7 @@ from deploykit.runners.checkpoint import resolve_model
 from deploykit.tasks import is_of_texts
 
 _VERSION: Final[Mapping[Stage, int]] = {
-    "data": 2, "pretrain": 1, "finetune": 1, "index": 1, "prune": 2, "export": 2, "quantize": 4, "package": 3,
+    "data": 2, "pretrain": 1, "finetune": 1, "index": 1, "prune": 2, "export": 2, "quantize": 4, "package": 4,
     "parity": 2,
     "latency": 1, "publish": 1,
 }  # fmt: skip
@@ -194,17 +195,23 @@ def refuse_what_is_for_texts(recipe: Recipe) -> None:
     Raises:
         UsageError: names them.
     """
-    if is_of_texts(recipe.task):
-        return
-    asked = {
-        "finetune.augment": bool(recipe.finetune.augment),
-        "finetune.teacher": recipe.finetune.teacher is not None,
-        "goal.target.lengths": recipe.goal.target.lengths != "data",
-        "a limit on speed or size, or prune.keep": recipe.prunes,
-    }
-    named = [name for name, wanted in asked.items() if wanted]
-    if named:
-        raise UsageError(f"{recipe.task} can't take {', '.join(named)}: made for models of texts", "leave it out")
+    lengths = ["goal.target.lengths"] if recipe.goal.target.lengths != "data" else []
+    pruned = ["a limit on speed or size, or prune.keep"] if recipe.prunes else []
+    refuse_where_no_texts(recipe.task, [*recipe.finetune.for_texts(), *lengths, *pruned])
+
+
+def refuse_where_no_texts(task: str, asked: Sequence[str]) -> None:
+    """Refuse what works on words, where the messages of a task are none.
+
+    Args:
+        task: its name.
+        asked: what was asked for that works on words.
+
+    Raises:
+        UsageError: names them.
+    """
+    if asked and not is_of_texts(task):
+        raise UsageError(f"{task} can't take {', '.join(asked)}: made for models of texts", "leave it out")
 
 
 def _identity(reference: str, base: Path, recipe: Recipe) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["CLIENTS", "answers_under_load", "check_endpoint", "check_served"]
+__all__ = ["answers_under_load", "check_endpoint", "check_served"]
 
 import contextlib
 import threading

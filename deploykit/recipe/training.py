@@ -137,7 +137,7 @@ class Finetune(Section):
                        if getattr(self, name) != type(self).model_fields[name].default]  # fmt: skip
             if strange:
                 raise ValueError(f"a teacher's answers leave no room for {', '.join(strange)}: leave out one of both")
-            if self.strategy in ("prompt", "p_tuning"):
+            if self.learns_prompt:
                 raise ValueError(
                     f"the teacher does not know the virtual tokens of {self.strategy}: leave out one of both"
                 )
@@ -150,6 +150,16 @@ class Finetune(Section):
         if self.gradient_checkpointing and self.adversarial:
             raise ValueError("adversarial needs the embeddings' slope, which gradient_checkpointing drops: use one")
         return self
+
+    @property
+    def learns_prompt(self) -> bool:
+        """Whether virtual tokens are what is trained."""
+        return self.strategy in ("prompt", "p_tuning")
+
+    def for_texts(self) -> list[str]:
+        """The keys that are set and work on words."""
+        wanted = {"augment": self.augment, "teacher": self.teacher, "strategy": self.learns_prompt}
+        return [f"finetune.{key}" for key, set_so in wanted.items() if set_so]
 
 
 class Pretrain(Section):

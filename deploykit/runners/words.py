@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from typing import Self  # packages carry this module to Python 3.10 too
 
 _MOST_WORDS = 50_000
+_LONGEST_WORD = 64
+"""Characters of a word that is remembered: of such as nobody writes twice the table could fill the memory."""
 
 
 class WordTable:
@@ -68,7 +70,7 @@ class WordTable:
 
     def _learned(self, word: str) -> list[int]:
         ids = _plain(self._tokenizer, word)
-        if len(self._table) < _MOST_WORDS:
+        if len(self._table) < _MOST_WORDS and len(word) <= _LONGEST_WORD:
             self._table[word] = ids
         return ids
 

@@ -7,7 +7,7 @@ which has without loading it.
 from __future__ import annotations
 
 __all__ = [
-    "ENTRY_POINTS", "MEDIA", "Answer", "Scores", "Task", "find_medium", "find_task", "is_of_texts", "task_names",
+    "Answer", "Scores", "Task", "find_medium", "find_task", "is_of_texts", "task_names",
     "task_of_outputs",
 ]  # fmt: skip
 

@@ -17,13 +17,15 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from deploykit.data.png import MOST_BYTES, data_url, file_of_url, png_of, png_pixels, png_size
+from deploykit.data.png import MOST_BYTES, data_url, file_of_url, groups_by_size, png_of, png_pixels, png_size
 from deploykit.errors import DataError, ModelError, RequestError
 from deploykit.tasks.medium import Encoder, Hard, TensorInput, Traced
 
 _SETTINGS = "preprocessor_config.json"
 _SIDES = ((1, 1), (1, 9), (9, 1), (8, 8), (31, 17), (64, 64), (200, 40), (224, 224), (300, 480))
 _INPUT = "pixels"
+_ONE_SIZE = ("deit", "vit", "vit_msn")
+"""Models that have a position for each patch, and take no other image."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,7 @@ class Preprocessing:
             raise ModelError(f"{path} does not say how images are resized ({error!r})", hint) from None
         if height < 1 or width < 1 or len(mean) != 3 or len(std) != 3 or not all(std):
             raise ModelError(f"{path}: no size of one pixel or more, or no three means and deviations", hint)
+        _check_model(folder, height, width)
         return cls(height, width, mean, std)
 
     def save_pretrained(self, folder: Path | str, **_: Any) -> None:
@@ -157,15 +160,12 @@ class Images:
         return files
 
     def groups(self, messages: Sequence[str]) -> list[list[int]]:
-        """Images of one size go together.
+        """Images of one size go together, as many as memory takes.
 
         Raises:
             DataError: a message is no PNG.
         """
-        groups: dict[tuple[int, int], list[int]] = {}
-        for number, message in enumerate(messages):
-            groups.setdefault(_readable(number, message, png_size), []).append(number)
-        return list(groups.values())
+        return groups_by_size([_readable(number, message, png_size) for number, message in enumerate(messages)])
 
     def encoder(self, folder: Path) -> Encoder:
         """Files to pixels; the graph does the rest."""
@@ -252,6 +252,22 @@ class Images:
 
 IMAGES = Images()
 _FLAT = (("black", 0), ("white", 255), ("mid-grey", 128))
+
+
+def _check_model(folder: Path, height: int, width: int) -> None:
+    """Refuse a model that does not take images of three channels and that size; ModelError says why."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return  # who loads the model says so
+    channels, side = config.get("num_channels", 3), config.get("image_size")
+    if channels != 3:
+        raise ModelError(f"{folder} takes images of {channels} channel(s), and gets three", "use a model of RGB images")
+    if config.get("model_type") in _ONE_SIZE and side not in (None, [height, width], *[height] * (height == width)):
+        raise ModelError(
+            f"{folder} takes images of {side} pixels, and {_SETTINGS} says {height} x {width}",
+            "write the same size in both",
+        )
 
 
 class _Decoder:

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from deploykit.data.labels import INTENT, ClassAndSpans, Label, MarkedMessage
+from deploykit.data.labels import INTENT, Label, MarkedMessage
+from deploykit.data.marks import ClassAndSpans
 from deploykit.errors import ModelError, UsageError
 from deploykit.tasks.base import Answer, Loss, Outputs, Scores, Section
 from deploykit.tasks.entry import entry_files

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["NONE_OF_THESE", "Intents", "MultiLabelClassification"]
+__all__ = ["Intents", "MultiLabelClassification"]
 
 import json
 from collections.abc import Mapping, Sequence

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deploykit.data.labels import Label, Quote
-from deploykit.data.quotes import AnswerInContext
+from deploykit.data.marks import AnswerInContext
 from deploykit.errors import ModelError, UsageError
 from deploykit.tasks.base import Answer, Loss, Outputs, Scores, Section, ServedOutput
 from deploykit.tasks.checkpoint import load_checkpoint
@@ -72,8 +72,8 @@ class Answered:
         return f"{said} ({self.score:.1%}{cut})  {text.partition(chr(10))[0]}"
 
     def _is_cut(self, text: str) -> bool:
-        context = text.partition("\n")[2].rstrip()
-        return bool(context) and self.read is not None and any(map(str.isalnum, text[self.read :]))
+        context = text.find("\n") + 1
+        return bool(context) and self.read is not None and any(map(str.isalnum, text[max(context, self.read) :]))
 
 
 class QuestionAnswering:
@@ -235,7 +235,8 @@ class QuestionAnswering:
 def token_f1(ours: str, wanted: str) -> float:
     """The F1 of an answer's words, each as often as it is there, without case, punctuation and articles.
 
-    That of SQuAD (Rajpurkar et al. 2016, section 6.1); 1 for two empty ones, 0 where only one of them is.
+    That of SQuAD (Rajpurkar et al. 2016, section 6.1); 1 for two empty ones, 0 where only one of them is. Its script
+    takes an answer that is an article or a mark ("A") for none; here it counts.
     """
     found, right = Counter(_words(ours)), Counter(_words(wanted))
     if not found or not right:
@@ -244,7 +245,8 @@ def token_f1(ours: str, wanted: str) -> float:
 
 
 def _words(answer: str) -> list[str]:
-    return _ARTICLES.sub(" ", answer.lower().translate(_PUNCTUATION)).split()
+    """The words that are counted; of an answer that has no others, such as "A", its articles and marks."""
+    return _ARTICLES.sub(" ", answer.lower().translate(_PUNCTUATION)).split() or answer.lower().split()
 
 
 def _quote(label: Label) -> Quote:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from deploykit.data.labels import Label
 from deploykit.tasks.base import Answer, Loss, Outputs, Scores, ServedOutput
 from deploykit.tasks.checkpoint import check_known
-from deploykit.tasks.entry import entry_files
+from deploykit.tasks.entry import entry_files, entry_source
 from deploykit.tasks.retrieval import Retrieval, ranked_rows, ranks
 from deploykit.tasks.text_classification import Classified, TextClassification
 
@@ -119,11 +119,11 @@ class Recommendation(Retrieval):
 
     def entry(self) -> tuple[Path, ...]:
         """The text model's source files."""
-        return entry_files("recommendation")
+        return entry_files("recommendation", entry_source("retrieval"))
 
     def served_settings(self, folder: Path) -> Mapping[str, Any]:
-        """`depth`, how many items are answered unless a request says so, and `answers`, the items' texts by name."""
-        return {"depth": DEPTH, "answers": super().served_settings(folder)["answers"]}
+        """As for retrieval, and `depth`, how many items are answered unless a request says so."""
+        return {**super().served_settings(folder), "depth": DEPTH}
 
     def served_answers(self, found: Outputs) -> list[Answer]:
         """The items, their texts and scores that the text model sent, each [histories, k].

@@ -105,9 +105,13 @@ class Retrieval(TextClassification):
         return entry_files("retrieval")
 
     def served_settings(self, folder: Path) -> Mapping[str, Any]:
-        """`scale`, that a cosine is multiplied by to be a logit, and `answers`, the entries' texts by name."""
+        """How a text model ranks and tells entries.
+
+        `scale`, that a cosine is multiplied by to be a logit; `answers`, the entries' texts by name; `depth`, how many
+        are answered unless a request says so.
+        """
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        return {"scale": SCALE, "answers": config.get(ANSWERS_KEY) or {}}
+        return {"scale": SCALE, "answers": config.get(ANSWERS_KEY) or {}, "depth": 1}
 
     def served_answers(self, found: Outputs) -> list[Answer]:
         """The entries, their texts and scores that the text model sent, each [messages, k].
@@ -144,12 +148,14 @@ def ranked_rows(found: Outputs, name: str) -> list[list[tuple[str, float, str]]]
 def ranks(logits: NDArray[Any], targets: NDArray[Any]) -> NDArray[np.int64]:
     """The rank of each message's own entry, from 1: int64 [messages]. Of equal logits the lower index comes first.
 
+    What is not a number comes before all others, so that a broken model ranks nothing well.
+
     Args:
         logits: [messages, entries].
         targets: the right entry of each, an index.
     """
     own = logits[np.arange(len(targets)), targets][:, np.newaxis]
-    before = (logits > own) | ((logits == own) & (np.arange(logits.shape[1]) < np.asarray(targets)[:, np.newaxis]))
+    before = ~(logits <= own) | ((logits == own) & (np.arange(logits.shape[1]) < np.asarray(targets)[:, np.newaxis]))
     found: NDArray[np.int64] = 1 + before.sum(axis=1)
     return found
 

@@ -215,12 +215,13 @@ def best_span(words: NDArray[np.int64], logits: NDArray[np.float32]) -> Best:
     totals = peaks + np.log(np.exp(-peaks) + np.exp(values - peaks).sum(axis=0))  # none is one more choice
     changes = np.flatnonzero((words[tokens[1:]] != words[tokens[:-1]]).any(axis=1))
     starts, ends = values[np.r_[0, changes + 1], 0], values[np.r_[changes, len(tokens) - 1], 1]
-    places = np.arange(len(starts))
-    behind = places[np.newaxis] - places[:, np.newaxis]
-    sums = np.where((behind >= 0) & (behind < _MOST_WORDS), starts[:, np.newaxis] + ends, -np.inf)
-    first, last = np.unravel_index(int(sums.argmax()), sums.shape)
+    reached = np.r_[ends, np.full(_MOST_WORDS - 1, -np.inf)]
+    sums = starts[:, np.newaxis] + np.lib.stride_tricks.sliding_window_view(reached, _MOST_WORDS)
+    first, further = np.unravel_index(int(sums.argmax()), sums.shape)
+    last = first + further
     found = words[tokens[np.r_[0, changes + 1]]]
     read, total = int(found[-1, 1]), float(totals.sum())
-    if sums[first, last] <= 0:
+    best = float(sums[first, further])
+    if best <= 0:
         return Best(0, 0, float(np.exp(-total)), read)
-    return Best(int(found[first, 0]), int(found[last, 1]), float(np.exp(sums[first, last] - total)), read)
+    return Best(int(found[first, 0]), int(found[last, 1]), float(np.exp(best - total)), read)

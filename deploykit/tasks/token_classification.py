@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from deploykit.data.labels import Label, MarkedSpans, Span, classes_of
+from deploykit.data.labels import Label, Span, classes_of
+from deploykit.data.marks import MarkedSpans
 from deploykit.errors import UsageError
 from deploykit.tasks.base import Answer, Loss, Outputs, Scores, Section, ServedOutput
 from deploykit.tasks.checkpoint import check_known, load_checkpoint

@@ -36,7 +36,7 @@ from deploykit.train.first_token import first_token_only
 from deploykit.train.lesson import Lesson, taught, unlabelled_rows
 from deploykit.train.objective import chosen_loss, objective_from_settings
 from deploykit.train.processes import is_main_process, on_cpu, processes
-from deploykit.train.prompt import PROMPTS, fold_prompt, learn_prompt
+from deploykit.train.prompt import fold_prompt, learn_prompt
 from deploykit.train.rounding import first_rounded_step, int8_rounding
 from deploykit.train.rows import Row, gathered_rows, padding_collator, row_length, training_rows
 from deploykit.train.strategy import (
@@ -137,7 +137,7 @@ def finetune(
         set_seed(seed)
         tokenizer = medium_of(task).processor(model, settings.max_length)
         network = _network(model, data.label_names, settings, task, loss, trust_pickle=trust_pickle)
-        if settings.strategy in PROMPTS:
+        if settings.learns_prompt:
             tokenizer = learn_prompt(network, tokenizer, settings, data.label_names, max_length_from_folder(model))
         splits = _splits(
             tokenizer, network, data, settings, task, seed, listener,
@@ -259,7 +259,7 @@ def _computing(
 
 
 def _save(trainer: Any, network: Any, tokenizer: Any, out: Path, settings: Finetune) -> None:
-    if settings.strategy in PROMPTS:
+    if settings.learns_prompt:
         fold_prompt(network)
     if trainer.is_world_process_zero():
         for part in (network.float(), tokenizer):

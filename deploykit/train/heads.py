@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Fitting", "embeddings_of", "entry_rows", "first_of_each", "fit_head", "regression_rows"]
+__all__ = ["Fitting", "embeddings_of", "entry_rows", "first_of_each", "regression_rows"]
 
 from collections import Counter
 from collections.abc import Callable, Sequence

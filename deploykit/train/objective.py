@@ -201,9 +201,10 @@ def chosen_loss(settings: Finetune, task: Task) -> Loss:
                 f"the {loss} loss leaves no room for finetune.{', finetune.'.join(strange)}",
                 "leave out one of both",
             )
-        if settings.strategy == "head" and settings.epochs:
+        if settings.strategy in ("head", "gradual") and settings.epochs:
+            leaves = "leaves it as it is" if settings.strategy == "head" else "begins with the head alone"
             raise TrainingError(
-                f"the {loss} loss trains the encoder, and finetune.strategy=head leaves it as it is",
+                f"the {loss} loss trains the encoder, and finetune.strategy={settings.strategy} {leaves}",
                 "finetune.epochs=0 fits the head alone",
             )
     elif not settings.epochs:

@@ -100,11 +100,13 @@ def pretrain(
 
     Raises:
         ModelError: the encoder has no such head, its tokenizer no mask, or the checkpoint is damaged or unsafe.
-        TrainingError: no epochs, hardly any messages, or the loss is not a number.
+        TrainingError: no epochs, messages of another kind, hardly any messages, or the loss is not a number.
     """
     from transformers import set_seed
 
     check_checkpoint(model, trust_pickle=trust_pickle, beside=medium.beside)
+    if medium.name not in _HIDDEN:
+        raise TrainingError(f"there is no pretraining on messages of kind {medium.name}", "leave out pretrain.epochs")
     if not settings.epochs:
         raise TrainingError("pretrain.epochs is 0: nothing is to be read", "set it, to 3 for instance")
     if len(texts) < _FEWEST or not watched:

@@ -8,7 +8,7 @@ finds it first, and what is exported, quantized and served is a checkpoint like 
 
 from __future__ import annotations
 
-__all__ = ["PROMPTS", "Prompt", "fold_prompt", "learn_prompt"]
+__all__ = ["Prompt", "fold_prompt", "learn_prompt"]
 
 import json
 from collections.abc import Sequence
@@ -21,9 +21,6 @@ from transformers import PreTrainedTokenizerFast
 
 from deploykit.errors import TrainingError
 from deploykit.recipe import Finetune
-
-PROMPTS = ("prompt", "p_tuning")
-"""The strategies that learn virtual tokens."""
 
 
 class Prompt(torch.nn.Embedding):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 __all__ = [
     "CONFIG",
-    "TEXT_INPUT",
     "WARMUP_FOLDER",
     "DataType",
     "DynamicBatching",

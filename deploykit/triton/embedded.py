@@ -61,6 +61,12 @@ class ServerUrls:
     grpc: str | None = None
     metrics: str | None = None
 
+    @classmethod
+    def of_this_machine(cls, http: int, grpc: int, metrics: int) -> Self:
+        """Those of a server on the loopback address that listens on these ports."""
+        host = _LOOPBACK
+        return cls(f"http://{host}:{http}", f"grpc://{host}:{grpc}", f"http://{host}:{metrics}/metrics")
+
 
 @dataclass(frozen=True)
 class _Traces:
@@ -117,12 +123,7 @@ class EmbeddedServer:
     @property
     def urls(self) -> ServerUrls:
         """Where it listens."""
-        http_port, grpc_port, metrics_port = self._ports
-        return ServerUrls(
-            http=f"http://{_LOOPBACK}:{http_port}",
-            grpc=f"grpc://{_LOOPBACK}:{grpc_port}",
-            metrics=f"http://{_LOOPBACK}:{metrics_port}/metrics",
-        )
+        return ServerUrls.of_this_machine(*self._ports)
 
     @property
     def running(self) -> bool:

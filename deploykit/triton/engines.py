@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["ENGINES", "DockerServer", "Server", "docker_command", "open_server"]
+__all__ = ["DockerServer", "Server", "docker_command", "open_server"]
 
 import re
 import secrets
@@ -175,12 +175,7 @@ class DockerServer:
     @property
     def urls(self) -> ServerUrls:
         """Where it listens."""
-        http_port, grpc_port, metrics_port = self._ports
-        return ServerUrls(
-            http=f"http://{_LOOPBACK}:{http_port}",
-            grpc=f"grpc://{_LOOPBACK}:{grpc_port}",
-            metrics=f"http://{_LOOPBACK}:{metrics_port}/metrics",
-        )
+        return ServerUrls.of_this_machine(*self._ports)
 
     @property
     def running(self) -> bool:

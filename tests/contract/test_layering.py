@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from deploykit.tasks import find_task, task_names
+
 PACKAGE = Path(__file__).parents[2] / "deploykit"
 LEVELS = (
     {"errors", "events", "machine"},
@@ -21,37 +23,12 @@ LEVELS = (
     {"__main__"},
 )
 """The lowest first; `deploykit` itself has the version, which all may read, and `load`, for callers from outside."""
-CARRIED = (
-    "data/png.py",
-    "triton/entries/image_classification.py",
-    "triton/entries/logits_model.py",
-    "triton/entries/message_model.py",
-    "triton/entries/ranking.py",
-    "triton/entries/question_answering.py",
-    "triton/entries/recommendation.py",
-    "triton/entries/retrieval.py",
-    "triton/entries/text_model.py",
-    "triton/entries/text_classification.py",
-    "triton/entries/token_classification.py",
-    "tasks/spans.py",
-    "runners/words.py",
-    "triton/backends/onnxruntime/model.py",
-)
-"""Modules that run inside of Triton, where there is no deploykit."""
-BESIDE = {
-    "logits_model",
-    "message_model",
-    "numpy",
-    "onnxruntime",
-    "png",
-    "ranking",
-    "spans",
-    "text_model",
-    "tokenizers",
-    "triton_python_backend_utils",
-    "words",
+CARRIED = {name: tuple(path.relative_to(PACKAGE) for path in find_task(name).entry()) for name in task_names()} | {
+    "the onnxruntime backend": (Path("triton/backends/onnxruntime/model.py"),)
 }
-"""What they find there."""
+"""Modules that run inside of Triton, where there is no deploykit, by the task that they lie beside each other for."""
+IN_THE_SERVER = {"numpy", "onnxruntime", "tokenizers", "triton_python_backend_utils"}
+"""What else they find there."""
 
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
@@ -137,6 +114,13 @@ def test_only_the_command_line_imports_click_and_rich() -> None:
 
 
 @pytest.mark.parametrize("name", CARRIED)
-def test_what_runs_inside_of_triton_imports_nothing_of_deploykit(name: str) -> None:
-    foreign = {name.split(".")[0] for name in imports_of(PACKAGE / name)}
-    assert foreign <= {*sys.stdlib_module_names, *BESIDE}, "what a package does not carry"
+def test_what_runs_inside_of_triton_imports_what_lies_beside_it(name: str) -> None:
+    beside = {path.stem for path in CARRIED[name]}
+    for path in CARRIED[name]:
+        foreign = {each.split(".")[0] for each in imports_of(PACKAGE / path)}
+        assert foreign <= {*sys.stdlib_module_names, *IN_THE_SERVER, *beside}, f"what a package does not carry: {path}"
+
+
+def test_every_entry_is_some_tasks() -> None:
+    entries = {path.relative_to(PACKAGE) for path in (PACKAGE / "triton" / "entries").glob("*.py")}
+    assert entries - {Path("triton/entries/__init__.py")} <= {path for paths in CARRIED.values() for path in paths}

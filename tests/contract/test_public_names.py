@@ -62,7 +62,7 @@ def test_a_module_says_what_it_is_for_and_what_it_offers(path: Path) -> None:
 def text_files() -> Iterator[Path]:
     folders = (path for name in FOLDERS for path in (ROOT / name).rglob("*"))
     for path in (*ROOT.iterdir(), *folders):
-        if path.is_file() and "__pycache__" not in path.parts and path.stat().st_size < 2**20:
+        if path.is_file() and not {"__pycache__", ".git"} & {*path.parts} and path.stat().st_size < 2**20:
             yield path
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["MAX_WORDS", "Writer"]
+__all__ = ["Writer"]
 
 from collections.abc import Sequence
 from random import Random

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from logits_model import Failure, logits_model  # type: ignore[import-not-found, unused-ignore]
 from message_model import MessageModel  # type: ignore[import-not-found, unused-ignore]
-from png import png_pixels  # type: ignore[import-not-found, unused-ignore]
+from png import groups_by_size, png_pixels  # type: ignore[import-not-found, unused-ignore]
 from ranking import asked_top_k, ranked_labels  # type: ignore[import-not-found, unused-ignore]
 
 
@@ -54,10 +54,7 @@ class TritonPythonModel(MessageModel):  # type: ignore[misc, unused-ignore]
         """`label` and `score`, best first, and `logits` for each request."""
         logits = np.zeros((len(messages), len(self._names)), dtype=np.float32)
         failures: dict[int, Any] = {}
-        by_size: dict[tuple[int, ...], list[int]] = {}
-        for number, pixels in enumerate(messages):
-            by_size.setdefault(pixels.shape, []).append(number)
-        for rows in by_size.values():
+        for rows in groups_by_size([pixels.shape[:2] for pixels in messages]):
             try:
                 logits[rows] = self._model.logits({"pixels": np.stack([messages[row] for row in rows])})
             except Failure as failure:

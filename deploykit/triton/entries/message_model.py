@@ -54,6 +54,8 @@ class MessageModel(abc.ABC):
         for position, request in enumerate(requests):
             try:
                 found, more = self.read(request), self.asked(request)
+                if not found:
+                    raise ValueError("a request has one message at least")
             except ValueError as error:
                 refusal = pb_utils.TritonError(str(error), pb_utils.TritonError.INVALID_ARG)
                 responses[position] = pb_utils.InferenceResponse(error=refusal)

@@ -23,17 +23,24 @@ from text_model import TextModel  # type: ignore[import-not-found, unused-ignore
 class TritonPythonModel(TextModel):  # type: ignore[misc, unused-ignore]
     """Retrieval."""
 
+    named = "entry"
+
     def initialize(self, args: dict[str, str]) -> None:
         """Reads what lies beside this file."""
         super().initialize(args)
         answers = self.entry["answers"]
-        self._scale = np.float32(self.entry["scale"])
         self._names = np.array([label.encode("utf-8") for label in self.labels], dtype=np.object_)
         self._texts = np.array([answers.get(label, "").encode("utf-8") for label in self.labels], dtype=np.object_)
 
     def asked(self, request: Any) -> int:
-        """How many entries a request wants: its parameter `top_k`, 1 where it has none, at most all."""
-        return int(asked_top_k(request, len(self._names)))
+        """How many entries a request wants: its parameter `top_k`, `depth` where it has none, at most all."""
+        return int(asked_top_k(request, len(self._names), self.entry["depth"]))
+
+    def ranked(self, logits: NDArray[np.float32], deepest: int) -> tuple[NDArray[np.intp], NDArray[Any]]:
+        """The best entries of each row, best first, of equal ones the lower index, with scores: [rows, deepest]."""
+        best = logits.argmax(axis=1)[:, np.newaxis] if deepest == 1 else np.argsort(-logits, axis=1, kind="stable")
+        best = best[:, :deepest]
+        return best, np.take_along_axis(logits, best, axis=1) / np.float32(self.entry["scale"])
 
     def outputs(
         self,
@@ -42,23 +49,15 @@ class TritonPythonModel(TextModel):  # type: ignore[misc, unused-ignore]
         logits: list[NDArray[np.float32]],
         asked: list[tuple[slice, int]],
     ) -> list[dict[str, NDArray[Any]]]:
-        """`entry`, `answer` and `score` (a cosine), nearest first, and `logits` for each request."""
+        """The entries' names, `answer` and `score`, nearest first, and `logits` for each request."""
         rows = np.stack(logits)
-        best = _nearest(rows, max(top_k for _, top_k in asked))
-        scores = np.take_along_axis(rows, best, axis=1) / self._scale
+        best, scores = self.ranked(rows, max(top_k for _, top_k in asked))
         return [
             {
-                "entry": self._names[best[own, :top_k]],
+                self.named: self._names[best[own, :top_k]],
                 "answer": self._texts[best[own, :top_k]],
                 "score": scores[own, :top_k],
                 "logits": rows[own],
             }
             for own, top_k in asked
         ]
-
-
-def _nearest(logits: NDArray[np.float32], deepest: int) -> NDArray[np.intp]:
-    """The indices of the largest logits of each row, largest first, of equal ones the lower: [rows, deepest]."""
-    best = logits.argmax(axis=1)[:, np.newaxis] if deepest == 1 else np.argsort(-logits, axis=1, kind="stable")
-    nearest: NDArray[np.intp] = best[:, :deepest]
-    return nearest

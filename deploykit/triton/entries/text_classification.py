@@ -5,7 +5,7 @@ It is copied into a package as `NAME/1/model.py`, with `text_model.py` beside it
 
 from __future__ import annotations
 
-__all__ = ["TritonPythonModel", "ranked_labels"]
+__all__ = ["TritonPythonModel"]
 
 import sys
 from pathlib import Path

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from deploykit.data.checks import check_data, check_table
 from deploykit.data.dataset import hold_out, load_data
-from deploykit.data.labels import MarkedSpans, OneClass, Span, classes_of, label_from_json, shown_label
+from deploykit.data.labels import OneClass, Span, classes_of, label_from_json, shown_label
+from deploykit.data.marks import MarkedSpans
 from deploykit.data.readers import read_rows
 from deploykit.data.table import Columns, Table
 from deploykit.errors import DataError
@@ -68,6 +69,7 @@ def test_spaces_at_the_ends_of_a_span_do_not_belong_to_it() -> None:
         ([{"start": 0, "end": 7, "label": "x"}, {"start": 5, "end": 9, "label": "y"}], r"overlaps 0-7 \(x\)"),
         ([{"start": "a", "end": 4, "label": "x"}], "'entities.start' must be a whole number, not 'a'"),
         ([{"start": 1.5, "end": 4, "label": "x"}], "must be a whole number"),
+        ([{"start": 10**400, "end": 4, "label": "x"}], "must be a whole number"),
         ([{"start": True, "end": 4, "label": "x"}], "must be a whole number"),
         ([{"start": 0, "end": 4, "label": " "}], "has no label"),
         ([{"start": 0, "end": 4}], "has no label"),
@@ -75,6 +77,7 @@ def test_spaces_at_the_ends_of_a_span_do_not_belong_to_it() -> None:
         ([7], "must be an object, not int"),
         ({"start": 0}, "must be a list of spans, not dict"),
         ("[{", "is not valid JSON"),
+        ("[" * 100_000, "is not valid JSON"),
         ("O O", "2 tags in 'entities' for 8 words"),
         ("O O O Z-person O O O O", "'Z-person' in 'entities' is no tag"),
     ],

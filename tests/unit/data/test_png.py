@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from deploykit.data.png import data_url, file_of_url, png_of, png_pixels, png_size
+from deploykit.data import png
+from deploykit.data.png import data_url, file_of_url, groups_by_size, png_of, png_pixels, png_size
 
 CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 
@@ -51,8 +52,8 @@ def filtered(rows: NDArray[np.uint8], kinds: list[int], step: int) -> bytes:
 
 @settings(max_examples=60, deadline=None)
 @given(
-    height=st.integers(1, 9),
-    width=st.integers(1, 9),
+    height=st.integers(1, 20),
+    width=st.integers(1, 20),
     colour=st.sampled_from([0, 2, 4, 6]),
     depth=st.sampled_from([8, 16]),
     data=st.data(),
@@ -133,13 +134,35 @@ def test_broken_files_are_refused_with_the_reason() -> None:
     bad = {
         "fewer pixels": file(b"\0" * 4, width=1, height=2),
         "filter 9": file(b"\x09\0\0\0", width=1, height=1),
-        "at most": file(b"", width=1 << 20, height=1 << 20),
+        "at most": file(b"", width=1 << 13, height=1 << 13),
+        "a side": file(b"", width=1, height=1 << 15),  # each row costs a step, and a few bytes make millions of them
         "no PNG has": file(b"", width=0, height=3),
         "does not begin": b"GIF89a" + bytes(60),
     }
     for reason, data in bad.items():
         with pytest.raises(ValueError, match=reason):
             png_pixels(data)
+
+
+def test_a_filtered_file_takes_a_step_for_each_row_and_column(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And little memory: what is computed lies twice in it, whatever the sides."""
+    steps = []
+    real = png._guessed
+    monkeypatch.setattr(png, "_guessed", lambda *given: steps.append(len(given[0])) or real(*given))
+    for height, width in ((2, 300), (300, 2), (40, 30)):
+        steps.clear()
+        pixels = noise(height, width, 3)
+        lines = filtered(pixels.reshape(height, -1), [4] * height, 3)
+        assert (png_pixels(file(lines, width=width, height=height)) == pixels).all()
+        assert len(steps) == height + width - 1
+        assert sum(steps) == height * width
+
+
+def test_images_of_one_size_go_together_while_memory_takes_them() -> None:
+    assert groups_by_size([(8, 8), (9, 8), (8, 8), (8, 9), (8, 8)]) == [[0, 2, 4], [1], [3]]
+    large = [(4096, 2048)] * 3 + [(4096, 4096)] * 2 + [(1, 1)]
+    assert groups_by_size(large) == [[0, 1], [2], [3], [4], [5]]
+    assert groups_by_size([]) == []
 
 
 def test_a_bomb_takes_no_more_memory_than_its_header_says() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from deploykit.data.quotes import AnswerInContext
+from deploykit.data.marks import AnswerInContext
 from deploykit.data.readers import read_rows
 from deploykit.data.sample import question_rows
 from deploykit.data.sample.questions import UNANSWERED
@@ -56,7 +56,9 @@ def test_they_are_read_as_any_file_is() -> None:
     rows = question_rows("test")
     assert table.texts == tuple(row.text for row in rows)
     assert [tuple(label)[:2] for label in table.labels or ()] == [(row.start, row.end) for row in rows]
-    assert json.loads(rows[0].answer) in ([], [{"start": rows[0].start, "end": rows[0].end, "label": "answer"}])
+    answered = next(row for row in rows if row.end)
+    assert json.loads(answered.answer) == [{"start": answered.start, "end": answered.end, "label": "answer"}]
+    assert {row.answer for row in rows if not row.end} == {"[]"}
 
 
 def test_a_column_of_other_labels_is_named_and_not_read_as_tags(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -18,10 +19,11 @@ from deploykit.data import spill
 from deploykit.data.checks import check_data
 from deploykit.data.dataset import hold_out, load_training_data
 from deploykit.data.kept import read_table, write_table
-from deploykit.data.labels import MarkedSpans
+from deploykit.data.marks import MarkedSpans
 from deploykit.data.readers import read_rows
 from deploykit.data.spill import Gathering, Stored, gathered_texts
 from deploykit.data.table import Columns, Table
+from deploykit.errors import ArtifactError
 from deploykit.recipe import Finetune
 from deploykit.tasks import find_task
 from deploykit.train.finetune import finetune
@@ -73,6 +75,21 @@ def test_many_values_take_little_memory(monkeypatch: pytest.MonkeyPatch) -> None
     assert isinstance(found, Stored)
     assert read > 9.5e6
     assert peak < read / 10
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no full device")
+@pytest.mark.parametrize("text", ["word", "word " * 10_000])
+def test_a_full_disk_is_said_in_one_line(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spill, "IN_MEMORY_BYTES", 5)
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda: Path("/dev/full").open("wb"))  # noqa: SIM115
+
+    def gather() -> None:
+        gathering = gathered_texts()
+        gathering.extend([text] * 3)
+        gathering.done()
+
+    with pytest.raises(ArtifactError, match=f"no space left for {tempfile.gettempdir()}"):
+        gather()
 
 
 @pytest.fixture

@@ -215,3 +215,14 @@ def test_a_sample_may_differ_by_what_float32_itself_is_off_there() -> None:
     assert "1 of 2 differ by more than 0.0001" in excused.details[0]
     assert compare_outputs(reference, candidate, 1e-4, rounding=steep / 2).verdict.outcome == "fail"
     assert compare_outputs(reference, candidate, 1e-4, rounding=steep[::-1]).verdict.outcome == "fail"
+
+
+def test_what_is_excused_is_neither_a_fault_nor_the_worst_sample() -> None:
+    reference = {"logits": np.array([[6.0, -6.0], [1.0, 2.0], [3.0, 1.0]], dtype=np.float32)}
+    excused = {"logits": reference["logits"] * np.float32(1.00003)}  # the first by 1.8e-4, which looks like a factor
+    steep = np.array([6e-5, 0.0, 0.0])
+    assert compare_outputs(reference, excused, 1e-4, rounding=steep).verdict.outcome == "pass"
+    assert "times 1" in compare_outputs(reference, excused, 1e-4).verdict.details[0]
+    faulty = {"logits": excused["logits"] + np.array([[0, 0], [0, 0], [0, 1.2e-4]], dtype=np.float32)}
+    found = compare_outputs(reference, faulty, 1e-4, rounding=steep)
+    assert (found.verdict.outcome, found.worst_sample) == ("fail", 2)

@@ -74,6 +74,29 @@ def finetune(tiny_checkpoint: Callable[..., Path], toy_data: Any, write_csv: Any
     return call
 
 
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [({"augment": ("synonyms",)}, "augment"), ({"teacher": "m"}, "teacher"), ({"strategy": "p_tuning"}, "strategy")],
+)
+def test_what_works_on_words_is_refused_for_images(settings: dict[str, Any], named: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=f"image-classification can't take finetune.{named}"):
+        finetune_alone(
+            "sample:digits_vit", tmp_path / "out", Finetune(**settings), train="sample:digits/train", validation=0.1,
+            columns=("text", "label"), task="image-classification", seed=0,
+        )  # fmt: skip
+    with pytest.raises(UsageError, match="can't take pruning"):
+        prune_alone(
+            tmp_path, tmp_path / "out", Prune(), Goal(speedup=2), train="sample:digits/train", validation=0.1,
+            columns=("text", "label"), task="image-classification", target="triton-25.08", threads=1, seed=0,
+        )  # fmt: skip
+
+
+def test_entries_are_refused_where_nothing_is_trained_on_them(finetune: Callable[..., Any], tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="not trained on entries"):
+        finetune(entries="sample:offers/entries")
+    assert not (tmp_path / "out").exists()
+
+
 def interrupt(event: Any) -> None:
     if isinstance(event, Progress) and event.done == 2:
         os.kill(os.getpid(), signal.SIGINT)

@@ -54,6 +54,15 @@ def test_the_ids_are_those_of_the_library(message: str, tables: list[tuple[Token
         assert table.ids(message) == found, "and again, from the table"
 
 
+def test_long_words_are_not_remembered(tiny_checkpoint: Callable[..., Path]) -> None:
+    """A client that sends ever new ones, 64 KiB each, would fill the server's memory."""
+    tokenizer, table = pair(tiny_checkpoint("bert"))
+    assert table is not None
+    for letter in "abcdef":
+        assert table.ids(f"parcel {letter * 5000}") == tokenizer.encode(f"parcel {letter * 5000}").ids
+    assert set(table._table) == {"parcel"}
+
+
 def test_plain_messages_are_looked_up_and_others_are_not(tables: list[tuple[Tokenizer, WordTable]]) -> None:
     (_, table), *_ = tables
     assert table.ids("Where is my parcel?") is not None

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -138,81 +134,26 @@ def test_int8_answers_much_alike(exported: Path, scheme: Any, tmp_path: Path) ->
         assert np.abs(logits_of("onnxruntime", tmp_path, [list(range(len(MESSAGES)))]) - after).max() < 1e-5
 
 
-def test_the_served_entry_answers_as_the_runner_does(
-    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_served_entry_answers_as_the_runner_does(exported: Path, served_entry: Callable[..., Any]) -> None:
     """Row 54 of images: broken bytes get an error of their own and harm no other request."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(exported / "model.onnx"))
-
-    class Call:
-        def __init__(self, inputs: Any, **_: Any) -> None:
-            self.feeds = dict(inputs)
-
-        def exec(self) -> Any:
-            found = session.run(["logits"], self.feeds)[0]
-            tensor = type("Tensor", (), {"as_numpy": lambda _: found})()
-            return type("Reply", (), {"has_error": lambda _: False, "output_tensors": lambda _: [tensor]})()
-
-    class Response(dict[str, Any]):
-        def __init__(self, tensors: Any = (), error: Any = None) -> None:
-            super().__init__(tensors)
-            self.error = error
-
-    class Refusal(Exception):
-        INVALID_ARG = 3
-
-    class Request:
-        def __init__(self, *files: bytes, top_k: int = 1) -> None:
-            self.files, self.top_k = files, top_k
-
-        def inputs(self) -> list[Any]:
-            values = np.array(self.files, dtype=object)
-            return [type("Tensor", (), {"as_numpy": lambda _: values})()]
-
-        def parameters(self) -> str:
-            return json.dumps({"top_k": self.top_k})
-
-        def requested_output_names(self) -> list[str]:
-            return ["label", "score", "logits"]
-
-    fake: Any = ModuleType("triton_python_backend_utils")
-    fake.InferenceRequest, fake.InferenceResponse, fake.TritonError = Call, Response, Refusal
-    fake.Tensor = lambda name, values: (name, values)
-    fake.PreferredMemory, fake.TRITONSERVER_MEMORY_CPU = (lambda memory: memory), "CPU"
-    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", fake)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    shared = ("message_model", "logits_model", "ranking", "png")
-    for name in shared:
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    main, *beside = TASK.entry()
-    shutil.copy(main, tmp_path / "model.py")
-    for path in beside:
-        shutil.copy(path, tmp_path)
-    said = {"model": "m", "labels": LABELS, "inputs": ["pixels"], **IMAGES.served_settings(exported)}
-    (tmp_path / "entry.json").write_text(json.dumps(said))
-    spec = importlib.util.spec_from_file_location("image_entry", tmp_path / "model.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    entry = module.TritonPythonModel()
-    entry.initialize({"model_version": "1"})
+    said = {"labels": LABELS, "inputs": ["pixels"], **IMAGES.served_settings(exported)}
+    ask = served_entry(TASK, said, lambda feeds: session.run(["logits"], feeds)[0])
     expected = logits_of("onnxruntime", exported, [[number] for number in range(len(MESSAGES))])
     files = IMAGES.sent(MESSAGES)
     broken = IMAGES.sent([IMAGES.refused])[0]
-    together, refused, wrong, single = entry.execute(
-        [Request(*files, top_k=2), Request(files[0], broken), Request(files[0], top_k=0), Request(files[3])]
+    together, refused, wrong, single, none = ask(
+        (files, {"top_k": 2}), ((files[0], broken), {}), (files[:1], {"top_k": 0}), (files[3:4], {}), ((), {})
     )
-    for name in shared:
-        sys.modules.pop(name, None)
     assert np.abs(together["logits"] - expected).max() < 1e-5
     assert TASK.served_answers(together) == TASK.answers({"logits": expected}, LABELS, 2)
     assert np.abs(single["logits"] - expected[3:4]).max() < 1e-5
     assert "image 1" in str(refused.error)
     assert "PNG" in str(refused.error)
     assert "top_k" in str(wrong.error)
+    assert "one message" in str(none.error)
 
 
 def test_a_table_names_files_or_holds_them(tmp_path: Path) -> None:
@@ -261,6 +202,7 @@ def test_texts_are_looked_through_and_images_are_not() -> None:
     [
         ({"finetune": {"augment": ["typos"]}}, "finetune.augment"),
         ({"finetune": {"teacher": "m"}}, "finetune.teacher"),
+        ({"finetune": {"strategy": "prompt"}}, "finetune.strategy"),
         ({"goal": {"target": {"lengths": [16]}}}, "goal.target.lengths"),
         ({"goal": {"speedup": 2}}, "a limit on speed"),
     ],
@@ -315,6 +257,23 @@ def test_what_a_preprocessor_says_is_read(tmp_path: Path) -> None:
     for wrong in ({}, {"size": {"height": 3}}, {"size": 0}, {"size": 3, "image_std": [0, 1, 1]}, [], {"size": "x"}):
         with pytest.raises(ModelError, match="size"):
             of(wrong)
+
+
+def test_a_model_of_other_images_is_refused_before_it_is_trained(tmp_path: Path) -> None:
+    Preprocessing(6, 8, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)).save_pretrained(tmp_path)
+
+    def with_config(**config: Any) -> Preprocessing:
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        return Preprocessing.of(tmp_path)
+
+    for fitting in ({"image_size": [6, 8]}, {"num_channels": 3}, {}):
+        assert with_config(model_type="vit", **fitting).width == 8
+    assert with_config(model_type="swin", image_size=224).width == 8  # it pads
+    for size in (6, 8, [8, 6]):
+        with pytest.raises(ModelError, match="6 x 8"):
+            with_config(model_type="vit", image_size=size)
+    with pytest.raises(ModelError, match="1 channel"):
+        with_config(model_type="resnet", num_channels=1)
 
 
 def test_training_rows_are_what_the_model_takes(checkpoint: Path) -> None:

@@ -60,7 +60,7 @@ def test_each_token_of_the_context_has_its_word_in_the_text_that_was_sent(reader
         spans = list(dict.fromkeys((start, end) for start, end in words.tolist() if end))
         assert all(len(question) < start < end <= len(text) for start, end in spans)
         assert spans == sorted(spans)
-        assert "".join(text[start:end] for start, end in spans) == "".join(context.split()).replace("📦", "📦")
+        assert "".join(text[start:end] for start, end in spans) == "".join(context.split())
     assert not tensors["token_type_ids"].any()
     first = tensors["words"][0]
     assert "Päckchen" in {TEXTS[0][start:end] for start, end in first.tolist()}
@@ -88,6 +88,32 @@ def test_runners_give_the_same_words_texts_and_numbers_singly_and_in_company(rea
     np.testing.assert_array_equal(together["words"], Encoder(reader).encode(TEXTS, words=True)["words"])
     assert len(TASK.answers(together, NAMES)) == len(TEXTS)
     assert all(str(answer) == "no answer" for answer in TASK.answers(together, NAMES)[2:4])
+
+
+def test_the_served_entry_answers_as_the_runner_does(reader: Path, served_entry: Callable[..., Any]) -> None:
+    import torch
+
+    model = TASK.load_model(reader).eval()
+
+    def logits_of(feeds: dict[str, Any]) -> Any:
+        with torch.inference_mode():
+            return model(**{name: torch.from_numpy(values) for name, values in feeds.items()})["logits"].numpy()
+
+    said = {"labels": NAMES, "inputs": ["input_ids", "attention_mask"], "max_length": 64, "pad_id": 0, "pad_type_id": 0}
+    ask = served_entry(TASK, {**said, **TASK.served_settings(reader)}, logits_of, reader / "tokenizer.json")
+    texts = [*TEXTS, f"{TEXTS[0]} {'and so on ' * 90}"]
+    together, none, *singly = ask(
+        ([text.encode() for text in texts], {}), ((), {}), *(((text.encode(),), {}) for text in texts)
+    )
+    assert "one message" in str(none.error)
+    with open_runner(Target("torch", str(reader), threads=1, task=TASK.name)) as runner:
+        expected = [TASK.answers(runner.infer([text]), NAMES)[0] for text in texts]
+    for found in (TASK.served_answers(together), [TASK.served_answers(each)[0] for each in singly]):
+        for text, ours, wanted in zip(texts, found, expected, strict=True):
+            said_of, known = ours.as_json(text), wanted.as_json(text)
+            assert said_of.pop("score") == pytest.approx(known.pop("score"), abs=1e-4)
+            assert said_of == known
+    assert expected[-1].as_json(texts[-1])["cut"]
 
 
 def test_a_checkpoint_that_was_not_trained_on_pairs_is_refused(tiny_checkpoint: Callable[..., Path]) -> None:
@@ -169,6 +195,10 @@ def test_the_threshold_is_where_most_is_earned_and_is_folded_into_both_ends() ->
         ("", "two", 0.0),
         ("two", "", 0.0),
         ("two two", "two", 2 / 3),
+        ("", "A", 0.0),
+        ("a", "A", 1.0),
+        ("the", "A", 0.0),
+        ("?", "", 0.0),
     ],
 )
 def test_f1_counts_words_as_squad_does(ours: str, wanted: str, f1: float) -> None:
@@ -191,7 +221,8 @@ def test_a_label_is_read_from_one_column_or_two() -> None:
     assert TASK.label_form("answer").read(text, [marked.replace("12", "10")], "row 1") == expected
     two = TASK.label_form(["start", "end"])
     assert two.read(text, ["5", "10"], "row 1") == expected
-    assert two.read(text, ["", ""], "row 1") == Quote(0, 0, "")
+    for nothing in ("", None, float("nan")):  # the last is what a Parquet file may have for a missing number
+        assert two.read(text, [nothing, nothing], "row 1") == Quote(0, 0, "")
     assert two.outputs(["answer"]) == NAMES
     for values, message in (([0, 3], "begins before the context"), ([5, 99], "beyond the text")):
         with pytest.raises(DataError, match=message):
@@ -221,6 +252,8 @@ def test_what_is_served_is_read_and_says_what_was_cut() -> None:
     assert first.line(text) == "'Émile' (50.0%)  who?"
     assert second.line(text) == "no answer (90.0%, the end of the context was not read)  who?"
     assert first == Answered(5, 10)
+    for nothing_read, cut in (("who?\nsomebody", True), ("who?\n\u200b", False), ("who?\n", False), ("who?", False)):
+        assert Answered(0, 0, read=0).as_json(nothing_read)["cut"] is cut
     for wrong in (np.array([[b"{}"]], dtype=np.object_), np.zeros((1, 1))):
         with pytest.raises(ValueError, match=r"answer|quote"):
             TASK.served_answers({"quote": wrong})

@@ -95,6 +95,11 @@ def test_a_rank_is_the_place_in_the_order_of_the_answers(logits: Any, targets: A
         assert order[found - 1] == names[target]
 
 
+def test_a_model_that_gives_no_numbers_ranks_nothing_well() -> None:
+    logits = np.array([[np.nan, 1.0, 2.0], [0.0, np.nan, 1.0], [np.nan] * 3])
+    assert ranks(logits, np.array([0, 2, 1])).tolist() == [4, 2, 4]
+
+
 def test_recall_counts_ranks() -> None:
     logits = np.array([[3, 2, 1, 0, 0, 0], [3, 2, 1, 0, 0, 0], [6, 5, 4, 3, 2, 1]], dtype=np.float32)
     found = TASK.metrics(logits, np.array([0, 1, 5]), ())

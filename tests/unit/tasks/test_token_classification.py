@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -259,82 +256,33 @@ def test_a_pruned_tagger_learns_from_the_whole_token_by_token_and_int8_keeps_it(
 
 
 def test_the_text_model_in_the_server_gives_the_same_spans(
-    tagger: Path, entity_data: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tagger: Path, entity_data: Any, served_entry: Callable[..., Any]
 ) -> None:
-    """With stand-ins for Triton's own module: messages of several requests, padded logits, a failed call."""
-    import shutil
-
+    """With a stand-in for Triton's own module: messages of several requests, padded logits, a failed call."""
     import torch
 
     names, texts = entity_data.label_names, [*entity_data.test.texts[:6], *ODD]
     model = TASK.load_model(tagger, dtype=torch.float32).eval()
     fails: list[int] = []
 
-    class Call:
-        def __init__(self, inputs: list[Any], **rest: Any) -> None:
-            self.inputs = {name: torch.from_numpy(values) for name, values in inputs}
-
-        def exec(self) -> Call:
-            return self
-
-        def has_error(self) -> bool:
-            return self.inputs["input_ids"].shape[1] in fails
-
-        def error(self) -> str:
+    def logits_of(feeds: dict[str, Any]) -> Any:
+        if feeds["input_ids"].shape[1] in fails:
             return "no"
+        with torch.inference_mode():
+            return model(**{name: torch.from_numpy(values) for name, values in feeds.items()})["logits"].numpy()
 
-        def output_tensors(self) -> list[Any]:
-            with torch.inference_mode():
-                values = model(**self.inputs)["logits"].numpy()
-            return [type("Tensor", (), {"as_numpy": lambda _: values})()]
-
-    class Request:
-        def __init__(self, *messages: str) -> None:
-            self.messages = messages
-
-        def inputs(self) -> list[Any]:
-            values = np.array([text.encode() for text in self.messages], dtype=object)
-            return [type("Tensor", (), {"as_numpy": lambda _: values})()]
-
-        def requested_output_names(self) -> list[str]:
-            return ["entities", "logits"]
-
-    class Response(dict[str, Any]):
-        def __init__(self, tensors: Any = (), error: Any = None) -> None:
-            super().__init__(tensors)
-            self.error = error
-
-    fake: Any = ModuleType("triton_python_backend_utils")
-    fake.InferenceRequest, fake.InferenceResponse, fake.TritonError = Call, Response, RuntimeError
-    fake.Tensor = lambda name, values: (name, values)
-    fake.PreferredMemory, fake.TRITONSERVER_MEMORY_CPU = (lambda memory: memory), "CPU"
-    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", fake)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    for name in ("text_model", "message_model", "logits_model", "ranking", "words", "spans"):
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    main, *beside = TASK.entry()
-    shutil.copy(main, tmp_path / "model.py")
-    for path in (*beside, tagger / "tokenizer.json"):
-        shutil.copy(path, tmp_path)
-    said = {"model": "m", "labels": names, "inputs": ["input_ids", "attention_mask"], "max_length": 64}
-    (tmp_path / "entry.json").write_text(json.dumps(said | {"pad_id": 0, "pad_type_id": 0}))
-    spec = importlib.util.spec_from_file_location("token_entry", tmp_path / "model.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    entry = module.TritonPythonModel()
-    entry.initialize({"model_version": "1"})
+    said = {"labels": names, "inputs": ["input_ids", "attention_mask"], "max_length": 64, "pad_id": 0, "pad_type_id": 0}
+    ask = served_entry(TASK, said, logits_of, tagger / "tokenizer.json")
     expected, logits = answers_of("torch", tagger, texts, 1, names)
-    together, *singly = entry.execute([Request(*texts), *map(Request, texts)])
+    sent = [text.encode() for text in texts]
+    together, none, *singly = ask((sent, {}), ((), {}), *(((each,), {}) for each in sent))
+    assert "one message" in str(none.error)
     assert TASK.served_answers(together) == expected
     assert [TASK.served_answers(each)[0] for each in singly] == expected
     assert np.abs(together["logits"] - logits).max() < 1e-4
     assert singly[1]["logits"].shape == (1, len(Encoder(tagger).encode([texts[1]])["input_ids"][0]), len(names))
     fails.append(len(Encoder(tagger).encode([texts[0]])["input_ids"][0]))
     far = texts.index(ODD[3])  # so much longer that it goes in a call of its own
-    failed, right = entry.execute([Request(texts[0]), Request(texts[far])])
+    failed, right = ask((sent[:1], {}), (sent[far : far + 1], {}))
     assert failed.error == "no"
     assert TASK.served_answers(right) == [expected[far]]
-    for name in ("text_model", "message_model", "logits_model", "ranking", "words", "spans"):
-        sys.modules.pop(name, None)

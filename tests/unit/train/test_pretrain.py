@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -119,6 +120,9 @@ def test_what_can_not_be_is_refused_with_the_reason(
     start = tiny_checkpoint("bert")
     with pytest.raises(TrainingError, match="1 messages are too few"):
         pretrain(start, ["one"], ["two"], SETTINGS, tmp_path / "out", workspace=tmp_path / "work")
+    sounds: Any = SimpleNamespace(name="sound", beside=())
+    with pytest.raises(TrainingError, match="of kind sound"):
+        pretrain(start, ["a"] * 9, ["b"], SETTINGS, tmp_path / "out", workspace=tmp_path / "work", medium=sounds)
     with pytest.raises(TrainingError, match="epochs is 0"):
         pretrain(start, ["one", "two"], ["three"], Pretrain(), tmp_path / "out", workspace=tmp_path / "work")
     other = tmp_path / "other"

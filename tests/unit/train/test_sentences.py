@@ -95,7 +95,7 @@ def test_other_entries_need_no_training(finder: tuple[Path, Any, Path], small: L
     scores = [answer.as_json("")["score"] for answer in found]
     assert scores == pytest.approx([1.0] * len(texts), abs=1e-5)  # each text is nearest to itself
     assert outputs["logits"].max() == pytest.approx(SCALE, abs=1e-4)
-    assert RETRIEVAL.served_settings(out) == {"scale": SCALE, "answers": {"new": "New!"}}
+    assert RETRIEVAL.served_settings(out) == {"scale": SCALE, "answers": {"new": "New!"}, "depth": 1}
 
 
 def test_what_has_no_entries_is_refused(trained: Path, tmp_path: Path) -> None:

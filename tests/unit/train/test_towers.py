@@ -132,6 +132,8 @@ def test_two_towers_need_entries_and_leave_no_room(
     assert chosen_loss(Finetune(), TASK) == "two_towers"
     with pytest.raises(TrainingError, match="two_towers loss leaves no room for"):
         chosen_loss(Finetune(focal_gamma=2.0), TASK)
+    with pytest.raises(TrainingError, match="begins with the head alone"):
+        chosen_loss(Finetune(strategy="gradual"), TASK)
     with pytest.raises(TrainingError, match="no other entries"):
         objective_from_settings(Finetune(batch_size=2), TASK, [], (), "two_towers")
     with pytest.raises(TrainingError, match="can't be trained"):

@@ -395,7 +395,7 @@ def test_top_k_ranks_and_is_each_requests_own(entry: Callable[..., Any]) -> None
 
 
 def test_entries_are_answered_with_their_text_and_cosine(entry: Callable[..., Any]) -> None:
-    model = entry(model=ENTRY.with_name("retrieval.py"), scale=20.0, answers={"größe": "Im Konto: Maße."})
+    model = entry(model=ENTRY.with_name("retrieval.py"), scale=20.0, depth=1, answers={"größe": "Im Konto: Maße."})
     wanted = ("entry", "answer", "score", "logits")
     two, one = model.execute([text("hello", "is", outputs=wanted, top_k=2), text("where is my card", outputs=wanted)])
     assert two.array("entry").tolist() == [["größe".encode(), b"card"]] * 2
@@ -411,8 +411,8 @@ def test_entries_are_answered_with_their_text_and_cosine(entry: Callable[..., An
 def test_items_are_ranked_with_their_text_as_deep_as_they_are_judged(
     entry: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shutil.copy(ENTRY, tmp_path)
-    monkeypatch.delitem(sys.modules, "text_classification", raising=False)
+    shutil.copy(ENTRY.with_name("retrieval.py"), tmp_path)
+    monkeypatch.delitem(sys.modules, "retrieval", raising=False)
     model = entry(model=ENTRY.with_name("recommendation.py"), depth=2, answers={"größe": "Im Konto: Maße."})
     wanted = ("item", "answer", "score", "logits")
     one, unasked = model.execute([text("hello", outputs=wanted, top_k=1), text("where is my card", outputs=wanted)])
@@ -504,6 +504,13 @@ def test_a_failed_call_is_the_error_of_its_requests_only(entry: Callable[..., An
     assert first.error is None
     assert second.error is failure
     assert third.error is None
+
+
+def test_a_request_without_messages_is_refused_alone(entry: Callable[..., Any]) -> None:
+    """With a row of logits for each token its longest message has no length, and the whole batch failed with it."""
+    empty, answered = entry().execute([text(), text("hello")])
+    assert (empty.error.code, answered.error) == ("INVALID_ARG", None)
+    assert "one message" in empty.error.message
 
 
 def test_nothing_is_called_where_nothing_can_be_read(entry: Callable[..., Any]) -> None:
