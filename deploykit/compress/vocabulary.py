@@ -89,7 +89,8 @@ def trim_vocabulary(checkpoint: Path, out: Path, task: Task, texts: Sequence[str
             setattr(model.config, name, new_id.get(value))
     with quiet_transformers():
         model.save_pretrained(out)
-    (out / "tokenizer.json").write_text(json.dumps(small, ensure_ascii=False), encoding="utf-8")
+    # In the form of the library, which saves it again: it counts for the size on disk.
+    (out / "tokenizer.json").write_text(json.dumps(small, ensure_ascii=False, indent=2), encoding="utf-8")
     settings = json.loads((checkpoint / "tokenizer_config.json").read_text(encoding="utf-8"))
     if "added_tokens_decoder" in settings:
         settings["added_tokens_decoder"] = {

@@ -219,11 +219,12 @@ def read_sizes(bench: Bench) -> Sizes:
 def _measured_sizes(
     shapes: Sequence[Sequence[tuple[int, int]]], targets: Mapping[str, Target], head_size: int, config: Any
 ) -> dict[str, float]:
-    """Megabytes of the parts: the straight line through the sizes of the models by their layers' weights."""
+    """Megabytes of the parts: a straight line by the weights of the layers, with no model above it."""
     head, column = 4 * head_size * config.hidden_size, 2 * config.hidden_size
     weights = [sum(layer[0] * head + layer[1] * column for layer in shape) for shape in shapes]
     sizes = [model_size_mb(Path(targets[str(number)].location)) for number in range(len(shapes))]
-    slope, fixed = np.polyfit(weights, sizes, 1)
+    slope = np.polyfit(weights, sizes, 1)[0]
+    fixed = max(size - slope * weight for weight, size in zip(weights, sizes, strict=True))
     return {"fixed_mb": float(fixed), "head_mb": float(slope * head), "column_mb": float(slope * column)}
 
 
