@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ["RELATIVE_RMS", "TOLERANCES", "Fidelity", "TensorFigures", "compare_outputs", "tolerance_of"]
+__all__ = [
+    "RELATIVE_RMS", "TOLERANCES", "Fidelity", "TensorFigures", "compare_outputs", "tolerance_of", "within_rounding",
+]  # fmt: skip
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -194,6 +196,23 @@ def compare_outputs(
         allowed=allowed,
         rounding=rounding,
     )
+
+
+def within_rounding(
+    reference: NDArray[Any], candidate: NDArray[Any], rounding: NDArray[np.float64] | None
+) -> NDArray[np.bool_]:
+    """Which samples differ by what the reference's own rounding explains: bool [n]; none where it is not known.
+
+    Args:
+        reference: [n, ...].
+        candidate: the same for the candidate.
+        rounding: how far the reference is from itself in float64, [n].
+    """
+    if rounding is None:
+        return np.zeros(len(reference), dtype=np.bool_)
+    largest = _differences(reference, candidate).reshape(len(reference), -1).max(axis=1)
+    near: NDArray[np.bool_] = largest <= _ROUNDINGS * rounding
+    return near
 
 
 def _sample_count(reference: Outputs) -> int:

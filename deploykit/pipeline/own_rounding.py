@@ -4,7 +4,7 @@ from __future__ import annotations
 
 __all__ = ["own_rounding"]
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -27,6 +27,7 @@ def own_rounding(
     tolerance: float | None,
     task: Task,
     labels: Sequence[str],
+    also: Collection[int] = (),
 ) -> NDArray[np.float64] | None:
     """What PyTorch's float32 differs by from its float64: float64 [messages], 0 where nobody asks.
 
@@ -38,6 +39,7 @@ def own_rounding(
         tolerance: on single values, what float32 is usually allowed.
         task: what it does.
         labels: the names of its classes.
+        also: messages to ask about whatever they differ by.
 
     Returns:
         None where there is nothing to excuse, or too much, or no PyTorch model to ask.
@@ -46,7 +48,7 @@ def own_rounding(
         return None
     ours = found.outputs[task.output]
     rows = len(ours)
-    far: set[int] = set()
+    far = set(also)
     for other in others:
         theirs = other.outputs[task.output]
         if theirs.shape == ours.shape:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy.special import rel_entr, softmax
 
 from deploykit.errors import ParityError
-from deploykit.parity.fidelity import TOLERANCES, compare_outputs
+from deploykit.parity.fidelity import TOLERANCES, compare_outputs, within_rounding
 
 FP32 = 1e-4
 
@@ -226,3 +226,11 @@ def test_what_is_excused_is_neither_a_fault_nor_the_worst_sample() -> None:
     faulty = {"logits": excused["logits"] + np.array([[0, 0], [0, 0], [0, 1.2e-4]], dtype=np.float32)}
     found = compare_outputs(reference, faulty, 1e-4, rounding=steep)
     assert (found.verdict.outcome, found.worst_sample) == ("fail", 2)
+
+
+def test_only_what_the_references_own_rounding_explains_is_near() -> None:
+    reference = np.array([[0.0, 1.0], [0.0, 1.0], [0.0, 1.0]], np.float32)
+    candidate = reference + np.array([[0.0], [3e-6], [5e-6]], np.float32)
+    rounding = np.array([0.0, 1e-6, 1e-6])
+    assert within_rounding(reference, candidate, rounding).tolist() == [True, True, False]
+    assert not within_rounding(reference, candidate, None).any()
