@@ -199,7 +199,7 @@ def finetune(
         if start:
             listener(Note(f"going on from training step {resumed_from} of {total}"))
         if total:
-            alone = loss == "cross_entropy" and (distillation is None or not distillation.hidden_weight)
+            alone = distillation is not None and not distillation.hidden_weight
             with (
                 interrupts(watch),
                 _computing(trainer, network, settings, total, rounded_epochs, task.output if alone else None),
