@@ -4,9 +4,8 @@ from __future__ import annotations
 
 __all__ = ["FinetuneResult", "finetune"]
 
-import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,14 +29,12 @@ from deploykit.tasks.spans import PAIRS_KEY
 from deploykit.train.arguments import precision_of, training_arguments
 from deploykit.train.augment import labelled_copies
 from deploykit.train.checkpoints import last_complete
+from deploykit.train.computing import computing
 from deploykit.train.distill import with_teacher
-from deploykit.train.dropout import cheap_dropout
-from deploykit.train.first_token import first_token_only
 from deploykit.train.lesson import Lesson, taught, unlabelled_rows
 from deploykit.train.objective import chosen_loss, objective_from_settings
-from deploykit.train.processes import is_main_process, on_cpu, processes
+from deploykit.train.processes import is_main_process, processes
 from deploykit.train.prompt import fold_prompt, learn_prompt
-from deploykit.train.rounding import first_rounded_step, int8_rounding
 from deploykit.train.rows import Row, gathered_rows, padding_collator, row_length, training_rows
 from deploykit.train.strategy import (
     ADAPTERS,
@@ -202,7 +199,7 @@ def finetune(
             alone = distillation is not None and not distillation.hidden_weight
             with (
                 interrupts(watch),
-                _computing(trainer, network, settings, total, rounded_epochs, task.output if alone else None),
+                computing(trainer, network, settings, total, rounded_epochs, task.output if alone else None),
             ):
                 trainer.train(resume_from_checkpoint=str(start) if start else None)
         if watch.interrupted:
@@ -233,29 +230,6 @@ def _told(warning: str | None, listener: Listener) -> str | None:
     if warning is not None:
         listener(Warn(warning))
     return warning
-
-
-@contextlib.contextmanager
-def _computing(
-    trainer: Any, network: Any, settings: Finetune, total: int, rounded_epochs: float, logits: str | None
-) -> Iterator[None]:
-    """How the model computes while it is trained.
-
-    With cheap dropout; in the last epochs rounded where asked; and where it learns from its `logits` alone, without
-    what these don't depend on.
-    """
-    # Recomputed activations would meet the usual dropout: a function mode is not open within backward().
-    cheap = on_cpu() and not settings.gradient_checkpointing
-    rounds_from = first_rounded_step(total, settings.epochs, rounded_epochs)
-    rows = trainer.train_dataset
-    with contextlib.ExitStack() as stack:
-        if logits is not None:
-            stack.enter_context(first_token_only(network, trainer.data_collator([rows[0], rows[-1]]), logits))
-        if rounded_epochs:
-            stack.enter_context(int8_rounding(network, lambda: trainer.state.global_step >= rounds_from))
-        if cheap:
-            stack.enter_context(cheap_dropout())
-        yield
 
 
 def _save(trainer: Any, network: Any, tokenizer: Any, out: Path, settings: Finetune) -> None:

@@ -115,7 +115,7 @@ def test_a_recovery_uses_it_where_hidden_states_do_not_count(
             found.append(value)
             yield value
 
-    monkeypatch.setattr("deploykit.train.finetune.first_token_only", watched)
+    monkeypatch.setattr("deploykit.train.computing.first_token_only", watched)
     lesson = Lesson(tiny_checkpoint("bert", seed=3), hidden_weight=hidden_weight)
     result = finetune(
         tiny_checkpoint("bert"), toy_data, Finetune(epochs=1), find_task("text-classification"), tmp_path / "out",
