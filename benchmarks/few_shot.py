@@ -13,6 +13,7 @@ import json
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -52,6 +53,7 @@ def main() -> None:
     parser.add_argument("--label", default="label")
     parser.add_argument("--shots", type=int, default=10, help="examples of each label")
     parser.add_argument("--draws", type=int, default=5)
+    parser.add_argument("--precision", default="auto", help="the recipe's finetune.precision, the same for all ways")
     parser.add_argument("--only", action="append", help="ways whose name holds this; may be repeated")
     parser.add_argument("--work", type=Path, required=True, help="keeps what is done")
     parser.add_argument("--once", nargs=2, metavar=("WAY", "SEED"), help=argparse.SUPPRESS)
@@ -74,7 +76,8 @@ def main() -> None:
                 file.write_text(done.stdout.splitlines()[-1], encoding="utf-8")
             found.setdefault(way, []).append(json.loads(file.read_text(encoding="utf-8")))
             print(f"{way}, draw {seed}: {found[way][-1]}", file=sys.stderr)
-    figures = {"shots": options.shots, "ways": {way: summary(draws) for way, draws in found.items()}}
+    figures: dict[str, Any] = {"shots": options.shots, "precision": options.precision}
+    figures["ways"] = {way: summary(draws) for way, draws in found.items()}
     ours, plain = (found.get(way, []) for way in list(WAYS)[0:3:2])
     if len(ours) == len(plain) > 1:
         gains = [a["accuracy"] - b["accuracy"] for a, b in zip(ours, plain, strict=True)]
@@ -98,12 +101,12 @@ def train(options: argparse.Namespace, way: str, seed: int) -> dict[str, Any]:
     others = [index for index, row in enumerate(rows.rows) if row not in known]
     watched = np.random.default_rng(seed).permutation(others)[:_VALIDATION_ROWS]
     data = LabelledData(drawn, rows.take(watched.tolist()), test, names)
-    folder = options.work / "training"
-    shutil.rmtree(folder, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix="training-", dir=options.work))
+    settings = Finetune(**{"precision": options.precision, **WAYS[way]})
     began = time.monotonic()
     result = finetune(
-        resolve_or_error(options.model, Path()), data, Finetune(**WAYS[way]), task, folder / "out",
-        workspace=folder / "work", seed=seed,
+        resolve_or_error(options.model, Path()), data, settings, task, folder / "out", workspace=folder / "work",
+        seed=seed,
     )  # fmt: skip
     took_s = time.monotonic() - began
     texts = test.texts

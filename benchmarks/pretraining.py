@@ -68,7 +68,7 @@ def once(options: argparse.Namespace, seed: int, *, reads: bool) -> dict[str, An
     elif reads:
         settings = Pretrain(
             epochs=options.pretrain_epochs, learning_rate=options.pretrain_rate, masked=options.masked,
-            freeze_embeddings=not options.train_embeddings,
+            freeze_embeddings=not options.train_embeddings, precision=options.precision,
         )  # fmt: skip
         seen = set(watched.texts)
         texts = [text for text in rows.texts if text not in seen]
@@ -80,7 +80,7 @@ def once(options: argparse.Namespace, seed: int, *, reads: bool) -> dict[str, An
         figures = {"hidden_loss_before": read.loss_before, "hidden_loss": read.loss, "texts": read.texts}
         said.write_text(json.dumps(figures), encoding="utf-8")
     data = LabelledData(train, watched, test, names)
-    training = Finetune(epochs=options.epochs, learning_rate=options.rate)
+    training = Finetune(epochs=options.epochs, learning_rate=options.rate, precision=options.precision)
     finetune(model, data, training, task, folder / "out", workspace=folder / "tuning", seed=seed)
     target = Target("torch", str(folder / "out"), task=task.name)
     answers = run_target(target, test.texts, task, names, padded_batches(test.texts)).answers
@@ -117,6 +117,7 @@ def main() -> None:
     parser.add_argument("--train-embeddings", action="store_true")
     parser.add_argument("--epochs", type=float, default=12.0)
     parser.add_argument("--rate", type=float, default=3e-4)
+    parser.add_argument("--precision", default="auto", help="number format of all trainings")
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "deploykit-pretraining")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--save", action="store_true")
@@ -124,7 +125,8 @@ def main() -> None:
     options.work = options.work / options.name
     options.work.mkdir(parents=True, exist_ok=True)
     settings = {name: str(getattr(options, name)) for name in ("task", "train", "test", "model", "each",
-                "pretrain_epochs", "pretrain_rate", "masked", "train_embeddings", "epochs", "rate")}  # fmt: skip
+                "pretrain_epochs", "pretrain_rate", "masked", "train_embeddings", "epochs", "rate",
+                "precision")}  # fmt: skip
     said = options.work / "settings.json"
     if said.is_file() and json.loads(said.read_text(encoding="utf-8")) != settings:
         parser.error(f"{options.work} holds results with other settings: remove it, or name another --work")

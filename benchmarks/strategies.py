@@ -87,6 +87,7 @@ def main() -> None:
     parser.add_argument("--label", default="label")
     parser.add_argument("--rows", type=int, default=2000, help="to train on, each class in its proportion")
     parser.add_argument("--epochs", type=float, default=10.0)
+    parser.add_argument("--precision", default="auto", help="the recipe's finetune.precision, the same for all ways")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--teacher", help="a fine-tuned model of the same labels and pieces, for distillation")
     parser.add_argument("--translator", nargs=2, metavar=("THERE", "BACK"), help="models for back-translation")
@@ -118,7 +119,9 @@ def main() -> None:
             file.write_text(done.stdout.splitlines()[-1], encoding="utf-8")
         found[name] = json.loads(file.read_text(encoding="utf-8"))
         print(f"{name}: {found[name]}", file=sys.stderr)
-    figures = {"training_rows": options.rows, "epochs": options.epochs, "ways": found}
+    figures = {
+        "training_rows": options.rows, "epochs": options.epochs, "precision": options.precision, "ways": found,
+    }  # fmt: skip
     finish("strategies", figures, as_json=options.json, save=options.save)
 
 
@@ -132,7 +135,7 @@ def train(options: argparse.Namespace, way: Mapping[str, Any]) -> dict[str, Any]
     names = tuple(sorted(set(map(str, rows.labels or ()))))
     data = LabelledData(drawn, validation, test, names)
     epochs = options.epochs / (2 if "augment" in way else 1)
-    settings = with_located_translators(Finetune(**{"epochs": epochs, **way}), Path())
+    settings = with_located_translators(Finetune(**{"epochs": epochs, "precision": options.precision, **way}), Path())
     model = resolve_or_error(options.model, Path())
     lesson = None
     if settings.teacher is not None:

@@ -175,6 +175,9 @@ class Pretrain(Section):
     warmup: float = Field(default=0.1, ge=0, le=1, description="Fraction of the steps in which the rate rises.")
     weight_decay: float = Field(default=0.01, ge=0, le=1, description="AdamW's weight decay.")
     freeze_embeddings: bool = Field(default=True, description="Whether the token embeddings stay as they are.")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        default="auto", description="Number format it computes in; auto: bf16 on a GPU that has it, else fp32."
+    )
 
 
 class Prune(Section):

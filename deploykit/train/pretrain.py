@@ -161,7 +161,7 @@ def pretrain(
         curve=tuple((entry["step"], entry["loss"]) for entry in trainer.state.log_history if "loss" in entry),
         resumed_from=resumed_from,
         device=str(arguments.device),
-        precision=precision_of("auto"),
+        precision=precision_of(settings.precision),
     )
 
 
