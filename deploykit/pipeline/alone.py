@@ -39,10 +39,10 @@ from deploykit.pipeline.comparison import Question, compare_models
 from deploykit.pipeline.latency import timed_target
 from deploykit.pipeline.localization import with_location
 from deploykit.pipeline.measuring import OutputCache
+from deploykit.pipeline.packaging import package_settings
 from deploykit.pipeline.pairs import labels_or_error, pair_from_text
 from deploykit.pipeline.plan import refuse_where_no_texts
 from deploykit.pipeline.reproducer import write_reproducer
-from deploykit.pipeline.stages import package_settings
 from deploykit.pipeline.study import open_study
 from deploykit.recipe import Finetune, Goal, Package, Prune, Quantize
 from deploykit.runners import target_from_text

@@ -23,11 +23,11 @@ from deploykit.pipeline.context import Context
 from deploykit.pipeline.localization import with_location
 from deploykit.pipeline.measuring import ModelOutputs, Steps, by_class, padded_batches, run_target, try_target
 from deploykit.pipeline.own_rounding import own_rounding
+from deploykit.pipeline.packaging import package_settings
 from deploykit.pipeline.pairs import judge_forms, labels_of
 from deploykit.pipeline.probes import Asked, ask_in_company, make_probes
 from deploykit.pipeline.reproducer import fill_reproducer
 from deploykit.pipeline.served import check_served
-from deploykit.pipeline.stages import package_settings
 from deploykit.runners import Target, open_runner
 from deploykit.runners.anatomy import Precision, anatomy_of
 from deploykit.runners.labels import labels_from_folder

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["CACHED_STAGES", "CachedStage", "package_settings", "pruning_of", "study_of"]
+__all__ = ["CACHED_STAGES", "CachedStage", "pruning_of", "study_of"]
 
 import dataclasses
 import json
@@ -22,10 +22,9 @@ from deploykit.events import Warn
 from deploykit.export.compatibility import preflight
 from deploykit.pipeline.choice import choose_variant, sampled
 from deploykit.pipeline.context import Context
+from deploykit.pipeline.packaging import package_settings
 from deploykit.pipeline.plan import Stage
 from deploykit.pipeline.study import Study, open_study
-from deploykit.recipe import Package
-from deploykit.recipe.machine import this_machine
 from deploykit.runners.medium import columns_of, medium_of
 
 
@@ -236,22 +235,6 @@ def _make_package(context: Context, draft: Draft) -> str:
     build_package(context.folder("quantize"), draft.path, recipe.name, context.task, settings, samples=samples)
     size = sum(path.stat().st_size for path in draft.path.rglob("*") if path.is_file()) / 1e6
     return f"{recipe.name} ({medium_of(context.task).name}) and {recipe.name}_onnx (tensors), {size:.1f} MB"
-
-
-def package_settings(section: Package) -> Any:
-    """The recipe's `package` section with `auto` resolved for this machine."""
-    from deploykit.triton.package import PackageSettings
-
-    device = section.device if section.device != "auto" else ("gpu" if this_machine().gpu else "cpu")
-    return PackageSettings(
-        max_batch_size=section.max_batch_size,
-        instances=section.instances,
-        device=device,
-        threads=section.threads,
-        queue_delay_us=section.queue_delay_us,
-        preferred_batch_size=section.preferred_batch_size,
-        layout=section.layout,
-    )
 
 
 def _make_parity(context: Context, draft: Draft) -> str:
