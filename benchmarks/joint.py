@@ -4,8 +4,8 @@
     python benchmarks/joint.py --train train.csv --test test.csv --text utterance --intent intent \\
         --entities entity_type --entities start_offset --entities end_offset    # files of your own
 
-Three runs of the pipeline on the same rows, with the same settings: the joint recipe, and the two single tasks. Each
-proves and quantizes its own model. Then what ships is compared on the test rows, message by message: the joint model's
+Three runs of the pipeline on the same rows: the joint recipe, and the two single tasks with its settings, for half of
+its epochs (`--single-epochs`; what each is given by its own recipe, or more). Each proves and quantizes its own model. Then what ships is compared on the test rows, message by message: the joint model's
 intents with those of the intent model, its entities with those of the entity model; each must be at most a point
 worse, by the bound that judges every drop. At last the three are timed, each in a process of its own, in alternating
 blocks on the same messages: one call of the joint model, and the sum of the two others' calls for the same message.
@@ -51,6 +51,7 @@ def main() -> None:
     parser.add_argument("--text", default="text")
     parser.add_argument("--intent", default="label", help="the intent's column")
     parser.add_argument("--entities", action="append", help="the spans' column, or three")
+    parser.add_argument("--single-epochs", type=float, default=6.0, help="of the two single models")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="another key of all recipes")
     parser.add_argument("--messages", type=int, default=600, help="that are timed, 0 for none")
     parser.add_argument("--blocks", type=int, default=10)
@@ -75,7 +76,7 @@ def main() -> None:
                     f"task={task}", f"name=joint_{task.replace('-', '_')}", f"data.train={options.train}",
                     f"data.test={options.test}", f"data.text={options.text}",
                     f"data.label={yaml.safe_dump(label, default_flow_style=True, width=1000).splitlines()[0]}",
-                    *options.set,
+                    *([] if task == JOINT else [f"finetune.epochs={options.single_epochs}"]), *options.set,
                 ],
             )  # fmt: skip
             result = run_recipe(recipe, workspace=options.workspace, repository=options.repository, listener=screen)

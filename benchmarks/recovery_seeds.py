@@ -78,7 +78,7 @@ def main() -> None:
         {
             "kept": options.keep,
             "vocabulary": info.get("vocabulary"),
-            "epochs": recipe.prune.epochs,
+            "epochs": recipe.prune.epochs_for(len(options.keep)),
             "n": len(whole["test"]),
             "unpruned_pytorch": {name: float(found.mean()) for name, found in whole.items()},
             "int8_by_seed": accuracy,

@@ -105,7 +105,7 @@ def prune_to_goal(
         return "no layer pruned: the whole model is fast and small enough"
     pruned, words = cuts.saved(choice), in_words(choice)
     del work, cuts
-    if not settings.epochs:
+    if not settings.retrains:
         shutil.copytree(pruned, out, dirs_exist_ok=True, ignore=shutil.ignore_patterns("trial.json", "measured.json"))
         return f"{words}; not retrained"
     info["recovery"] = recovery.best(pruned, out, workspace)
@@ -159,7 +159,7 @@ def _set_up(
     from deploykit.runners.tokenize import Encoder
 
     whole, trimmed = teacher, dict[str, Any]()
-    if settings.epochs or goal.size_mb is not None:  # a word that is cut finer has to be learned
+    if settings.retrains or goal.size_mb is not None:  # a word that is cut finer has to be learned
         teacher, trimmed = _trimmed(teacher, task, data, settings, workspace, listener)
     texts = sampled(data.train.texts, settings.calibration_rows, seed)
     bench = Bench(

@@ -18,6 +18,7 @@ from deploykit.events import Listener, Note
 from deploykit.pipeline.clock import read_note
 from deploykit.recipe import Finetune, Prune
 from deploykit.tasks import Task
+from deploykit.tasks.pruned import layer_count
 
 if TYPE_CHECKING:
     from deploykit.train.finetune import FinetuneResult
@@ -86,8 +87,10 @@ class Recovery:
         """Train the checkpoint in `pruned` and write it to `out`; a trial is short, and on some of the rows."""
         from deploykit.train.finetune import finetune
         from deploykit.train.lesson import Lesson
+        from deploykit.train.processes import on_cpu
 
-        data, epochs, copies = self.data, self.settings.epochs, self.settings.copies
+        layers = layer_count(pruned)
+        data, epochs, copies = self.data, self.settings.epochs_for(layers), self.settings.copies
         if trial:
             rows = np.random.default_rng(self.seed).permutation(len(data.train))[:_TRIAL_ROWS]
             data = replace(data, train=data.train.take(sorted(rows.tolist())), unlabelled=())
@@ -104,6 +107,8 @@ class Recovery:
                     "layer_decay": 1.0,
                     "augment": (),
                     "dropout": 0.0,
+                    # What is left is so small that casting its weights costs more than bf16 gains on a CPU.
+                    "precision": "fp32" if on_cpu() else self.finetune.precision,
                     "freeze_embeddings": self.freeze_embeddings,
                 }
             ),
@@ -115,7 +120,7 @@ class Recovery:
                 self.teacher,
                 self.settings.temperature,
                 self.settings.soft_weight,
-                self.settings.hidden_weight,
+                self.settings.hidden_weight_for(layers),
                 cache=workspace.parent / f"teacher-{len(data.train)}",
                 unlabelled=data.unlabelled,
                 copies=copies,

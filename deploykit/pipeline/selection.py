@@ -148,7 +148,7 @@ def tried(bench: Bench, cuts: CutModels, recovery: Recovery, choice: Sequence[La
     """
     folder = cuts.saved(choice)
     kept = read_note(folder / "trial.json")
-    if kept is None and recovery.settings.epochs:
+    if kept is None and recovery.settings.retrains:
         with tempfile.TemporaryDirectory(dir=bench.folder) as scratch:
             result = recovery.run(folder, Path(scratch), bench.folder / f"trial-{folder.name}", trial=True)
         kept = {"loss": result.metrics["loss"], "metric": result.metrics[bench.task.metric]}
@@ -204,7 +204,7 @@ class Selection:
                 return smallest
             if self._measured(searched).fits:
                 break
-        if self._settings.epochs:  # what is only fitted is the better the nearer it was to the whole one
+        if self._settings.retrains:  # what is only fitted is the better the nearer it was to the whole one
             for choice in spaced(self._options(), self._budget_ms, self._small):
                 self._measured(choice)
         finalists = [point for point in self.points if point.fits]

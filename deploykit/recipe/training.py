@@ -198,11 +198,12 @@ class Prune(Section):
     )
     calibration_rows: Count = Field(default=256, description="Training rows that what goes is chosen on.")
     tries: Count = Field(default=60, description="Choices of what stays that are compared.")
-    epochs: float = Field(
-        default=16.0,
+    epochs: float | None = Field(
+        default=None,
         ge=0,
         allow_inf_nan=False,
-        description="Passes over as many rows as there are to train on, to recover in; 0: fitted, not retrained.",
+        description="Passes over as many rows as there are to train on, to recover in; absent: 16, and 60 where one layer"
+        " stays, which are as much work; 0: fitted, not retrained.",
     )
     copies: int = Field(
         default=4,
@@ -227,15 +228,32 @@ class Prune(Section):
     soft_weight: float = Field(
         default=0.9, ge=0, le=1, description="Weight of the unpruned model's answers; the labels have the rest."
     )
-    hidden_weight: float = Field(
-        default=5.0, ge=0, description="Weight of the unpruned model's last hidden states; 0 leaves them out."
+    hidden_weight: float | None = Field(
+        default=None,
+        ge=0,
+        description="Weight of the unpruned model's last hidden states; 0 leaves them out; absent: 5, and 0 where one layer"
+        " stays, whose states can't be those of many.",
     )
 
     @model_validator(mode="after")
     def _rounds_while_it_recovers(self) -> Self:
-        if self.qat_epochs > self.epochs:
-            raise ValueError(f"qat_epochs ({self.qat_epochs:g}) must not be above epochs ({self.epochs:g})")
+        fewest = self.epochs_for(2)
+        if self.qat_epochs > fewest:
+            raise ValueError(f"qat_epochs ({self.qat_epochs:g}) must not be above epochs ({fewest:g})")
         return self
+
+    @property
+    def retrains(self) -> bool:
+        """Whether what is left is trained, not fitted alone."""
+        return self.epochs != 0
+
+    def epochs_for(self, layers: int) -> float:
+        """The epochs of the recovery of so many layers."""
+        return (60.0 if layers == 1 else 16.0) if self.epochs is None else self.epochs
+
+    def hidden_weight_for(self, layers: int) -> float:
+        """The weight of the last hidden states in the recovery of so many layers."""
+        return (0.0 if layers == 1 else 5.0) if self.hidden_weight is None else self.hidden_weight
 
 
 class Quantize(Section):

@@ -19,6 +19,7 @@ __all__ = [
     "head_size",
     "heads_fixed",
     "kept_of",
+    "layer_count",
 ]
 
 from collections.abc import Sequence
@@ -147,6 +148,13 @@ def check_prunable(folder: Path) -> None:
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     with torch.device("meta"):
         encoder_layers(AutoModel.from_config(config))
+
+
+def layer_count(folder: Path) -> int:
+    """The layers of a checkpoint's encoder, from its config.json alone."""
+    from transformers import AutoConfig
+
+    return int(AutoConfig.from_pretrained(folder, trust_remote_code=False).num_hidden_layers)
 
 
 def head_size(model: PreTrainedModel) -> int:

@@ -111,7 +111,8 @@ def teach(
     }
     files = {name: folder / f"teacher-{name}.npy" for name in ("logits", "hidden")}
     done = folder / "teacher.json"
-    if not (done.is_file() and json.loads(done.read_text(encoding="utf-8")) == note):
+    kept_note = json.loads(done.read_text(encoding="utf-8")) if done.is_file() else None
+    if kept_note not in (note, note | {"hidden": True}):
         done.unlink(missing_ok=True)
         logits = np.empty((0, 0), np.float32)
         states: Any = None
