@@ -202,7 +202,7 @@ class Prune(Section):
         default=None,
         ge=0,
         allow_inf_nan=False,
-        description="Passes over as many rows as there are to train on, to recover in; absent: 16, and 60 where one layer"
+        description="Passes over as many rows as there are to train on, to recover in; absent: 16, or 60 where one layer"
         " stays, which are as much work; 0: fitted, not retrained.",
     )
     copies: int = Field(
@@ -231,8 +231,8 @@ class Prune(Section):
     hidden_weight: float | None = Field(
         default=None,
         ge=0,
-        description="Weight of the unpruned model's last hidden states; 0 leaves them out; absent: 5, and 0 where one layer"
-        " stays, whose states can't be those of many.",
+        description="Weight of the unpruned model's last hidden states; 0 leaves them out; absent: 5, or 0 where one"
+        " layer stays, whose states can't be those of many.",
     )
 
     @model_validator(mode="after")
