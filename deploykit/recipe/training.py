@@ -202,8 +202,8 @@ class Prune(Section):
         default=None,
         ge=0,
         allow_inf_nan=False,
-        description="Passes over as many rows as there are to train on, to recover in; absent: 16, or 60 where one layer"
-        " stays, which are as much work; 0: fitted, not retrained.",
+        description="Passes over as many rows as there are to train on, to recover in; absent: 16, or 60 where one"
+        " layer stays, which are as much work; 0: fitted, not retrained.",
     )
     copies: int = Field(
         default=4,
