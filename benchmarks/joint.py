@@ -6,10 +6,10 @@
 
 Three runs of the pipeline on the same rows: the joint recipe, and the two single tasks with its settings, but for half
 its epochs (`--single-epochs`; as many as their own recipes have, or more). Each proves and quantizes its own model.
-Then what ships is compared on the test rows, message by message: the joint model's intents with those of the intent model,
-its entities with those of the entity model; each must be at most a point worse, by the bound that judges every drop. At
-last the three are timed, each in a process of its own, in alternating blocks on the same messages: one call of the
-joint model, and the sum of the two others' calls for the same message.
+Then what ships is compared on the test rows, message by message: the joint model's intents with those of the intent
+model, its entities with those of the entity model; each must be at most a point worse, by the bound that judges every
+drop. At last the three are timed, each in a process of its own, in alternating blocks on the same messages: one call of
+the joint model, and the sum of the two others' calls for the same message.
 
 What is done stays in the workspace: run it again to go on.
 """
