@@ -90,17 +90,24 @@ def _fold_weight_concats(graph: Graph) -> None:
 
 
 def _attend_by_mask(graph: Graph) -> None:
-    """Give `Attention` the int32 mask [batch, length] in place of a bias computed from that mask alone."""
+    """Give attention the int32 mask [batch, length] in place of a bias computed from that mask alone.
+
+    Where keys of its own stand in front of a message's, the mask has as many ones in front; the bias shows how many.
+    """
     if "attention_mask" not in graph.inputs:
         return
-    rewritten = False
-    for node in graph.of_type("Attention"):
-        names = [*node.input, *[""] * (7 - len(node.input))]
-        bias = names[5]
-        if not bias or names[3] or names[4] or not graph.sources(bias) <= {"attention_mask"}:
+    producers, rewritten = graph.producers(), False
+    for node in graph.of_type("Attention", "MultiHeadAttention"):
+        names = [*node.input, *[""] * (8 - len(node.input))]
+        bias, whole = names[5], node.op_type == "Attention"
+        if not bias or names[4] or names[3 if whole else 6] or not graph.sources(bias) <= {"attention_mask"}:
+            continue
+        in_front = 0 if whole else _padded_in_front(graph, producers.get(bias))
+        if not whole and not in_front:
             continue
         del node.input[:]
-        node.input.extend([*names[:3], "attention_mask_int32"])
+        mask = _mask_with_ones(graph, in_front) if in_front else "attention_mask_int32"
+        node.input.extend([*names[: 3 if whole else 4], mask])
         kept = [value for value in node.attribute if value.name not in {"mask_filter_value", "qkv_hidden_sizes"}]
         sizes = attribute(node, "qkv_hidden_sizes", [])
         if len(set(sizes)) > 1:  # unequal sizes have to be said; equal ones keep quantizers away
@@ -113,6 +120,25 @@ def _attend_by_mask(graph: Graph) -> None:
             "Cast", ["attention_mask"], ["attention_mask_int32"], name="mask_to_int32", to=onnx.TensorProto.INT32
         )
         graph.proto.node.insert(0, cast)
+
+
+def _padded_in_front(graph: Graph, bias: onnx.NodeProto | None) -> int:
+    """How many zeros a node puts in front of the last of four axes, where that is all it does; 0 for another node."""
+    if bias is None or bias.op_type != "Pad" or bias.input[1] not in graph.constants:
+        return 0
+    pads = graph.array(bias.input[1]).tolist()
+    zeros = len(bias.input) < 3 or not bias.input[2] or not graph.array(bias.input[2]).any()
+    return int(pads[3]) if zeros and len(pads) == 8 and sum(map(abs, pads)) == pads[3] else 0
+
+
+def _mask_with_ones(graph: Graph, in_front: int) -> str:
+    """The name of the int32 mask with that many ones in front."""
+    name = f"attention_mask_behind_{in_front}"
+    if name not in graph.producers():
+        pads = graph.add_constant(f"{name}_pads", np.array([0, in_front, 0, 0], dtype=np.int64))
+        one = graph.add_constant(f"{name}_one", np.array(1, dtype=np.int32))
+        graph.proto.node.insert(0, helper.make_node("Pad", ["attention_mask_int32", pads, one], [name], name=name))
+    return name
 
 
 def _drop_unread_outputs(graph: Graph) -> None:

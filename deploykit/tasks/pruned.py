@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 PLAN_KEY = "deploykit_plan"
+PREFIX_KEY = "deploykit_prefix"
+"""In config.json: how many learned keys and values stand in front of those of every layer's attention."""
 KEPT_KEY = "deploykit_kept_layers"
 """In config.json: which layers of the unpruned model stayed, by number; loading does not need it."""
 
