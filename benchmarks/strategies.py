@@ -54,6 +54,7 @@ WAYS: Final[Mapping[str, Mapping[str, Any]]] = {
     "OFT": {"strategy": "oft", **_ADAPTER},
     "prompt tuning": {"strategy": "prompt", "learning_rate": 3e-2},
     "P-tuning": {"strategy": "p_tuning", **_ADAPTER},
+    "prefix tuning": {"strategy": "prefix", "learning_rate": 5e-3},
     "layer norms": {"strategy": "layer_norm", "learning_rate": 1e-3},
     "label smoothing": {"label_smoothing": 0.1},
     "dropout 0.2": {"dropout": 0.2},

@@ -14,7 +14,7 @@ __version__ = "0.1.0"
 
 
 def load(folder: str | Path, task: str = "text-classification", **settings: Any) -> PreTrainedModel:
-    """The transformers model of a checkpoint folder, also of one that deploykit has pruned.
+    """The transformers model of a checkpoint folder, also of one that deploykit has pruned, or given a prefix.
 
     Args:
         folder: a checkpoint folder; beside it lies its tokenizer, for `AutoTokenizer.from_pretrained`.

@@ -50,6 +50,7 @@ from deploykit.runners.checkpoint import resolve_model, resolve_or_error
 from deploykit.runners.labels import labels_from_folder
 from deploykit.runners.medium import columns_of
 from deploykit.tasks import find_task
+from deploykit.tasks.pruned import check_prunable
 from deploykit.triton.package import build_package
 from deploykit.triton.repository import Published, publish
 
@@ -225,6 +226,7 @@ def prune_alone(
     if goal.speedup is goal.p50_ms is goal.p99_ms is goal.size_mb is None and not settings.keep:
         hint = "give --speedup, --p50-ms, --p99-ms or --size-mb, or --keep"
         raise UsageError("there is no speed or size to prune to", hint)
+    check_prunable(model)
     labels = labels_from_folder(model)
     data = load_training_data(train, validation, _columns(columns, task), seed, unlabelled=unlabelled)
     data = replace(data, label_names=tuple(labels))

@@ -278,6 +278,15 @@ class Recipe(Section):
         return {**value, "package": merged}
 
     @model_validator(mode="after")
+    def _prunes_no_prefix(self) -> Self:
+        if self.finetune.strategy == "prefix" and self.prunes:
+            raise ValueError(
+                "pruning does not cut the prefix of finetune.strategy=prefix: leave out the limits on speed and size"
+                " (and prune.keep), or use another strategy, such as prompt"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _rounds_for_int8(self) -> Self:
         if self.prune.qat_epochs and self.prunes and self.quantize.scheme not in ("int8", "int8_static"):
             raise ValueError(

@@ -35,10 +35,12 @@ class Finetune(Section):
         "layer_norm",
         "prompt",
         "p_tuning",
+        "prefix",
     ] = Field(
         default="full",
         description="What is trained: all layers, the head, upper layers, gradually more, biases, normalizations; an "
-        "adapter of peft, merged in the end; or virtual tokens (p_tuning: through a network).",
+        "adapter of peft, merged in the end; virtual tokens (p_tuning: through a network), or (prefix) keys and values "
+        "in front of every layer's own.",
     )
     loss: Literal["auto", "cross_entropy", "contrastive", "two_towers"] = Field(
         default="auto",
@@ -62,7 +64,8 @@ class Finetune(Section):
         "written out in full, as rounded.",
     )
     prompt_tokens: Annotated[int, Field(ge=1, le=512)] = Field(
-        default=16, description="Virtual tokens of the strategies prompt and p_tuning; each costs time when served."
+        default=16,
+        description="Virtual tokens of the strategies prompt, p_tuning and prefix; each costs time when served.",
     )
     batch_size: Count = Field(default=32, description="Rows in a batch, on each device.")
     gradient_accumulation: Count = Field(default=1, description="Batches that make one step of the optimizer.")
@@ -158,7 +161,8 @@ class Finetune(Section):
 
     def for_texts(self) -> list[str]:
         """The keys that are set and work on words."""
-        wanted = {"augment": self.augment, "teacher": self.teacher, "strategy": self.learns_prompt}
+        strategy = self.learns_prompt or self.strategy == "prefix"
+        wanted = {"augment": self.augment, "teacher": self.teacher, "strategy": strategy}
         return [f"finetune.{key}" for key, set_so in wanted.items() if set_so]
 
 

@@ -1,4 +1,4 @@
-"""Loads the PyTorch model of a task from a checkpoint folder, pruned or not, with its own head or a new one."""
+"""Loads the PyTorch model of a task from a checkpoint folder, pruned, prefixed or not; its own head or a new one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deploykit.errors import DataError, ModelError
-from deploykit.tasks.pruned import class_to_load
+from deploykit.tasks.pruned import PREFIX_KEY, shapes_to_load, shrink
 from deploykit.tasks.quiet import quiet_transformers
 from deploykit.tasks.untrained import asks_for_new_weights, untrained_model
 
@@ -55,7 +55,7 @@ def load_checkpoint(
             if untrained:
                 model = untrained_model(folder, kind, **settings)
                 return model
-            model, found = class_to_load(folder, kind).from_pretrained(
+            model, found = _class_to_load(folder, kind).from_pretrained(
                 folder, output_loading_info=True, trust_remote_code=False, **settings
             )
     except (OSError, ValueError, RuntimeError, KeyError, StrictDataclassError) as error:
@@ -64,12 +64,45 @@ def load_checkpoint(
             f"transformers can't load {folder} for {task}: {reason}",
             "check that its config.json belongs to its weights, and that transformers knows the model type",
         ) from error
-    if labels is None and found["missing_keys"]:
+    absent = sorted(name for name in found["missing_keys"] if labels is None or ".prefix_" in name)
+    if absent:
         raise ModelError(
-            f"{folder} has no weights for {', '.join(sorted(found['missing_keys'])[:3])}",
+            f"{folder} has no weights for {', '.join(absent[:3])}",
             "a pretrained encoder answers nothing yet: `deploykit finetune` gives it a head",
         )
     return model
+
+
+def _class_to_load(folder: Path, auto: Any) -> Any:
+    """What to call `from_pretrained` of for a checkpoint folder: the auto class, or one with its shapes and prefix.
+
+    Raises:
+        ModelError: what its config.json says of shapes or of a prefix does not fit the model.
+    """
+    import torch
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    shapes, tokens = shapes_to_load(config, folder), getattr(config, PREFIX_KEY, None)
+    if shapes is None and tokens is None:
+        return auto
+    if tokens is not None and (type(tokens) is not int or tokens < 1):
+        raise ModelError(f"{folder}/config.json: {PREFIX_KEY} is damaged ({tokens!r})", "learn the prefix again")
+    with torch.device("meta"):
+        base = type(auto.from_config(config))
+
+    class Altered(base):  # type: ignore[misc, valid-type]
+        def __init__(self, config: Any, *rest: Any, **named: Any) -> None:
+            from deploykit.tasks.prefixed import give_prefix
+
+            super().__init__(config, *rest, **named)
+            if shapes is not None:
+                shrink(self, shapes)
+            if tokens is not None:
+                give_prefix(self, tokens)
+
+    Altered.__name__, Altered.__qualname__, Altered.__module__ = base.__name__, base.__qualname__, base.__module__
+    return Altered
 
 
 def check_known(classes: Iterable[str], known: Iterable[str]) -> None:

@@ -1,8 +1,8 @@
 """Encoders with a prefix: learned keys and values that every layer's attention finds in front of a message's own.
 
-Prefix tuning of Li and Liang 2021 (section 4.2), for encoders as in Liu et al. 2022 (P-Tuning v2, section 3.2). A prefix
-has no place in transformers' configurations: its length stands in config.json under `deploykit_prefix`, its parameters
-lie in the attention modules. Imports torch: load it where it is needed.
+Prefix tuning of Li and Liang 2021 (section 4.2), for encoders as in Liu et al. 2022 (P-Tuning v2, section 3.2).
+transformers' configurations have no place for a prefix: its length stands in config.json under `deploykit_prefix`, its
+parameters lie in the attention modules. Imports torch: load it where it is needed.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ def give_prefix(model: PreTrainedModel, tokens: int) -> list[torch.nn.Module]:
         for name in PREFIX:
             empty = torch.empty(tokens, key.out_features, dtype=key.weight.dtype, device=key.weight.device)
             setattr(attention, name, torch.nn.Parameter(empty))
-        attention.__class__ = _prefixed(type(attention), projections, output)
+        kind: Any = type(attention)
+        attention.__class__ = _prefixed(kind, projections, output)
         found.append(attention)
     setattr(model.config, PREFIX_KEY, tokens)
     return found
@@ -81,7 +82,7 @@ def _prefixed(kind: Any, projections: tuple[str, str, str], output: str | None) 
             size = self.attention_head_size
 
             def heads(values: torch.Tensor) -> torch.Tensor:
-                return values.unflatten(-1, (-1, size)).transpose(-3, -2)
+                return values.view(*values.shape[:-1], -1, size).transpose(1, 2)
 
             query, *own = (getattr(self, name)(hidden_states) for name in projections)
             key, value = (

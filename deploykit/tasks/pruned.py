@@ -9,17 +9,19 @@ from __future__ import annotations
 
 __all__ = [
     "KEPT_KEY",
+    "PREFIX_KEY",
     "LayerPlan",
     "LayerShape",
     "PruningPlan",
     "check_prunable",
-    "class_to_load",
     "cut",
     "encoder_layers",
     "head_size",
     "heads_fixed",
     "kept_of",
     "layer_count",
+    "shapes_to_load",
+    "shrink",
 ]
 
 from collections.abc import Sequence
@@ -31,7 +33,7 @@ from deploykit.errors import ModelError
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
 
 PLAN_KEY = "deploykit_plan"
 PREFIX_KEY = "deploykit_prefix"
@@ -142,12 +144,16 @@ def check_prunable(folder: Path) -> None:
     """Refuse a checkpoint whose layers pruning does not know, from its config.json alone.
 
     Raises:
-        ModelError: the model is of another kind.
+        ModelError: the model is of another kind, or has a prefix.
     """
     import torch
     from transformers import AutoConfig, AutoModel
 
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    if getattr(config, PREFIX_KEY, None) is not None:
+        raise ModelError(
+            f"{folder} has a prefix, which pruning does not cut", "prune first, then learn the prefix of what is left"
+        )
     with torch.device("meta"):
         encoder_layers(AutoModel.from_config(config))
 
@@ -220,36 +226,27 @@ def cut(model: PreTrainedModel, plan: PruningPlan) -> None:
     _describe(model, plan, full[0])
 
 
-def class_to_load(folder: Path, auto: Any) -> Any:
-    """What to call `from_pretrained` of for a checkpoint folder: the auto class, or a class of the pruned shapes.
+def shapes_to_load(config: PretrainedConfig, folder: Path) -> list[tuple[int, int]] | None:
+    """The heads and FFN columns of each layer of a pruned checkpoint; None where its config.json describes it.
 
     Raises:
-        ModelError: the plan in its config.json does not fit the model.
+        ModelError: they are damaged.
     """
-    import torch
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     plan = getattr(config, PLAN_KEY, None)
     if plan is None:
-        return auto
+        return None
     try:
-        shapes = [(int(layer["heads"]), int(layer["columns"])) for layer in plan["layers"]]
+        return [(int(layer["heads"]), int(layer["columns"])) for layer in plan["layers"]]
     except (TypeError, KeyError, ValueError) as error:
         raise ModelError(f"{folder}/config.json: {PLAN_KEY} is damaged ({error})", "prune the model again") from error
-    with torch.device("meta"):
-        base = type(auto.from_config(config))
-
-    class Pruned(base):  # type: ignore[misc, valid-type]
-        def __init__(self, config: Any, *rest: Any, **named: Any) -> None:
-            super().__init__(config, *rest, **named)
-            _shrink(self, shapes)
-
-    Pruned.__name__, Pruned.__qualname__, Pruned.__module__ = base.__name__, base.__qualname__, base.__module__
-    return Pruned
 
 
-def _shrink(model: PreTrainedModel, shapes: Sequence[tuple[int, int]]) -> None:
+def shrink(model: PreTrainedModel, shapes: Sequence[tuple[int, int]]) -> None:
+    """Give a freshly built model the shapes of a pruned checkpoint.
+
+    Raises:
+        ModelError: the shapes are those of another model.
+    """
     size, layers = head_size(model), encoder_layers(model)
     if len(layers) != len(shapes):
         raise ModelError(f"{PLAN_KEY} describes {len(shapes)} layers, num_hidden_layers is {len(layers)}")

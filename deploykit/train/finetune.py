@@ -33,6 +33,7 @@ from deploykit.train.computing import computing
 from deploykit.train.distill import with_teacher
 from deploykit.train.lesson import Lesson, taught, unlabelled_rows
 from deploykit.train.objective import chosen_loss, objective_from_settings
+from deploykit.train.prefix import learn_prefix
 from deploykit.train.processes import is_main_process, processes
 from deploykit.train.prompt import fold_prompt, learn_prompt
 from deploykit.train.rows import Row, gathered_rows, padding_collator, row_length, training_rows
@@ -134,8 +135,7 @@ def finetune(
         set_seed(seed)
         tokenizer = medium_of(task).processor(model, settings.max_length)
         network = _network(model, data.label_names, settings, task, loss, trust_pickle=trust_pickle)
-        if settings.learns_prompt:
-            tokenizer = learn_prompt(network, tokenizer, settings, data.label_names, max_length_from_folder(model))
+        tokenizer = _with_virtual_tokens(network, tokenizer, settings, data.label_names, model)
         splits = _splits(
             tokenizer, network, data, settings, task, seed, listener,
             partial(back_translated, data.train.texts, settings, seed=seed, workspace=workspace, listener=listener),
@@ -294,6 +294,15 @@ def _network(
     if loss != "cross_entropy" or task.entries:
         network.classifier.requires_grad_(False)  # it is fitted, and entries stay those of the whole model
     return network
+
+
+def _with_virtual_tokens(network: Any, tokenizer: Any, settings: Finetune, labels: Sequence[str], model: Path) -> Any:
+    """The tokenizer of a network that has been given a prompt or a prefix to learn, where the strategy is such."""
+    if settings.learns_prompt:
+        return learn_prompt(network, tokenizer, settings, labels, max_length_from_folder(model))
+    if settings.strategy == "prefix":
+        learn_prefix(network, tokenizer, settings, labels, max_length_from_folder(model))
+    return tokenizer
 
 
 def _final_metrics(trainer: Any, network: Any, validation: Any, task: Task, names: Sequence[str]) -> dict[str, float]:

@@ -11,7 +11,7 @@ from typing import Any
 from deploykit.errors import ModelError
 from deploykit.recipe import Pretrain
 from deploykit.runners.texts import fast_tokenizer
-from deploykit.tasks.pruned import PLAN_KEY
+from deploykit.tasks.pruned import PLAN_KEY, PREFIX_KEY
 from deploykit.train.hidden import Hidden
 from deploykit.train.rows import NO_LABEL, Row
 
@@ -63,6 +63,11 @@ def check_pretrainable(folder: Path) -> None:
     if getattr(config, PLAN_KEY, None) is not None:
         raise ModelError(
             f"{folder} is pruned, and pretraining is for the whole encoder", "pretrain what it was cut from"
+        )
+    if getattr(config, PREFIX_KEY, None) is not None:
+        raise ModelError(
+            f"{folder} has a prefix, and pretraining is for the encoder alone",
+            "pretrain the model that it was learned on",
         )
 
 

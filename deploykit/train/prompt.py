@@ -8,7 +8,7 @@ finds it first, and what is exported, quantized and served is a checkpoint like 
 
 from __future__ import annotations
 
-__all__ = ["Prompt", "fold_prompt", "learn_prompt"]
+__all__ = ["Prompt", "fold_prompt", "learn_prompt", "pieces_of_labels"]
 
 import json
 from collections.abc import Sequence
@@ -109,10 +109,7 @@ def learn_prompt(model: Any, tokenizer: Any, settings: Finetune, labels: Sequenc
             f"finetune.strategy={settings.strategy}: the tokenizer {reason}",
             "go on from the model that it was learned on" if tokenizer.is_fast else "use a model with tokenizer.json",
         )
-    words = " ".join(labels).replace("_", " ").replace("-", " ")
-    pieces = tokenizer(words, add_special_tokens=False, truncation=False, verbose=False)["input_ids"] or [0]
-    chosen = [pieces[number * len(pieces) // count if len(pieces) > count else number % len(pieces)]
-              for number in range(count)]  # fmt: skip
+    chosen = pieces_of_labels(tokenizer, labels, count)
     tokens = [AddedToken(name, special=True, normalized=False) for name in names]
     tokenizer.add_special_tokens({"extra_special_tokens": tokens}, replace_extra_special_tokens=False)
     spec = json.loads(tokenizer.backend_tokenizer.to_str())
@@ -136,6 +133,16 @@ def learn_prompt(model: Any, tokenizer: Any, settings: Finetune, labels: Sequenc
     model.set_input_embeddings(prompt)
     model.config.vocab_size = prompt.num_embeddings
     return written
+
+
+def pieces_of_labels(tokenizer: Any, labels: Sequence[str], count: int) -> list[int]:
+    """The ids of that many pieces of the labels' names, some left out or repeated."""
+    words = " ".join(labels).replace("_", " ").replace("-", " ")
+    pieces = tokenizer(words, add_special_tokens=False, truncation=False, verbose=False)["input_ids"] or [0]
+    return [
+        pieces[number * len(pieces) // count if len(pieces) > count else number % len(pieces)]
+        for number in range(count)
+    ]
 
 
 def _ids(tokenizer: Any, names: Sequence[str]) -> list[int]:

@@ -94,6 +94,7 @@ def freeze(network: Any, settings: Finetune) -> None:
             "head": False,
             "prompt": False,
             "p_tuning": False,
+            "prefix": False,  # it comes later, and is trained
             "bias": name.endswith("bias"),  # BitFit (Ben Zaken et al. 2022)
             "layer_norm": value in norms,
         }.get(settings.strategy, value not in embeddings)

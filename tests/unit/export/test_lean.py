@@ -230,6 +230,56 @@ def test_a_bias_that_depends_on_more_than_the_mask_stays() -> None:
     np.testing.assert_allclose(run(lean, feed)[0], run(model, feed)[0], atol=1e-5)
 
 
+def prefixed(pads: list[int], value: float) -> onnx.ModelProto:
+    """Attention whose keys and values have two constant ones in front, its bias computed from the mask and padded."""
+    return graph(
+        f"""g (float[b, s, {HIDDEN}] x, int64[b, s] attention_mask) => (float[b, s, {HIDDEN}] z)
+        {{
+            kept = Cast <to = 1> (attention_mask)
+            absent = Sub(unit, kept)
+            wide = Unsqueeze(absent, axes)
+            far = Mul(wide, lowest)
+            shape = Shape(attention_mask)
+            batch = Gather(shape, first)
+            length = Gather(shape, second)
+            sizes = Concat <axis = 0> (batch, second, length, length)
+            by_mask = Expand(far, sizes)
+            bias = Pad(by_mask, pads, value)
+            three = Concat <axis = 0> (batch, two, width)
+            in_front = Expand(learned, three)
+            keys = Concat <axis = 1> (in_front, x)
+            z = com.microsoft.MultiHeadAttention <num_heads = 2> (x, keys, keys, , , bias)
+        }}""",
+        constant("learned", 1, 2, HIDDEN), integers("axes", [1, 2]), integers("first", [0]), integers("second", [1]),
+        integers("two", [2]), integers("width", [HIDDEN]), integers("pads", pads),
+        numpy_helper.from_array(np.array(value, np.float32), "value"),
+        numpy_helper.from_array(np.array(1, np.float32), "unit"),
+        numpy_helper.from_array(np.array(np.finfo(np.float32).min, np.float32), "lowest"),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("pads", "value", "rewritten"),
+    [
+        ([0, 0, 0, 2, 0, 0, 0, 0], 0.0, True),
+        ([0, 0, 0, 2, 0, 0, 0, 0], -1.5, False),
+        ([0, 0, 0, 0, 0, 0, 0, 2], 0.0, False),
+        ([0, 0, 0, 1, 0, 0, 0, 1], 0.0, False),
+    ],
+)
+def test_a_mask_gets_ones_in_front_where_the_bias_has_zeros_there(
+    pads: list[int], value: float, rewritten: bool
+) -> None:
+    model = prefixed(pads, value)
+    lean = make_lean(model)
+    node = next(node for node in lean.graph.node if node.op_type == "MultiHeadAttention")
+    assert list(node.input[3:]) == (["", "attention_mask_behind_2"] if rewritten else ["", "", "bias"])
+    assert ("Mul" in kinds(lean)) != rewritten, "what computed the bias is gone with it"
+    mask = np.array([[1] * 6, [0, 0, 1, 1, 1, 1], [1, 0, 1, 0, 1, 0]])
+    feed = hidden_states(6) | {"attention_mask": mask}
+    np.testing.assert_allclose(run(lean, feed)[0], run(model, feed)[0], atol=1e-5)
+
+
 def test_the_model_given_is_not_changed() -> None:
     model = embeddings("expanded", "zeros")
     before = model.SerializeToString(deterministic=True)

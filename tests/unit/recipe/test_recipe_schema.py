@@ -120,5 +120,13 @@ def test_what_can_not_be_quantized_so_is_refused_in_one_line(given: Callable[[],
     assert "\n" not in problem["msg"]
 
 
+def test_a_prefix_and_a_goal_that_prunes_are_refused_together() -> None:
+    prefix = Finetune(strategy="prefix")
+    for asked in ({"goal": Goal(speedup=3)}, {"prune": Prune(keep=("0/12/768",))}):  # type: ignore[arg-type]
+        with pytest.raises(ValidationError, match="pruning does not cut the prefix of finetune.strategy=prefix"):
+            recipe(finetune=prefix, **asked)
+    assert not recipe(finetune=prefix, goal=Goal(speedup=3), prune=Prune(strategy="none")).prunes
+
+
 def test_training_may_round_where_int8_is_left_to_choose() -> None:
     assert recipe(prune=Prune(qat_epochs=2), goal=Goal(speedup=3)).quantize.scheme == "int8"

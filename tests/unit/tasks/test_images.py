@@ -203,6 +203,7 @@ def test_texts_are_looked_through_and_images_are_not() -> None:
         ({"finetune": {"augment": ["typos"]}}, "finetune.augment"),
         ({"finetune": {"teacher": "m"}}, "finetune.teacher"),
         ({"finetune": {"strategy": "prompt"}}, "finetune.strategy"),
+        ({"finetune": {"strategy": "prefix"}}, "finetune.strategy"),
         ({"goal": {"target": {"lengths": [16]}}}, "goal.target.lengths"),
         ({"goal": {"speedup": 2}}, "a limit on speed"),
     ],
