@@ -4,6 +4,7 @@ What is rewritten, each only where the graph shows that it applies:
 
 - the joined query, key and value weights become one initializer, which quantizers need;
 - the attention bias that the exporter builds node by node from the mask becomes the mask, which `Attention` takes;
+- the bias of a `MultiHeadAttention` gets a part for every head, which onnxruntime before 1.22 needs;
 - outputs that nothing reads are dropped: `SkipLayerNormalization` computes each one it is asked for;
 - word, position and token-type look-ups with their normalization become one `EmbedLayerNormalization`;
 - what works token by token behind the last attention runs only for the token that the head reads.
@@ -49,6 +50,7 @@ def make_lean(model: onnx.ModelProto, without: Collection[str] = ()) -> onnx.Mod
     lean.CopyFrom(split_skip_normalization(model) if _SKIP in without else model)
     graph = Graph(lean)
     _fold_weight_concats(graph)
+    _give_every_head_its_bias(graph)
     for name, rewrite in _REWRITES.items():
         if name not in without:
             rewrite(graph)
@@ -89,25 +91,36 @@ def _fold_weight_concats(graph: Graph) -> None:
             graph.proto.node.remove(node)
 
 
-def _attend_by_mask(graph: Graph) -> None:
-    """Give attention the int32 mask [batch, length] in place of a bias computed from that mask alone.
+def _give_every_head_its_bias(graph: Graph) -> None:
+    """Write out a bias that all heads of a `MultiHeadAttention` share.
 
-    Where keys of its own stand in front of a message's, the mask has as many ones in front; the bias shows how many.
+    Where it has one part for all, [batch, 1, queries, keys], onnxruntime 1.17 and 1.19 fail, and 1.20 and 1.21 give
+    wrong answers for batches. (A mask in its place, where there are more keys than queries, is wrong up to 1.20.)
     """
+    written: dict[tuple[str, int], str] = {}
+    for node in graph.of_type("MultiHeadAttention"):
+        bias, heads = node.input[5] if len(node.input) > 5 else "", attribute(node, "num_heads", 1)
+        if not bias:
+            continue
+        if (bias, heads) not in written:
+            name = written[bias, heads] = f"{bias}_of_{heads}_heads"
+            shape = graph.add_constant(f"{name}_shape", np.array([1, heads, 1, 1], dtype=np.int64))
+            graph.insert_before(node, helper.make_node("Expand", [bias, shape], [name], name=name))
+        node.input[5] = written[bias, heads]
+
+
+def _attend_by_mask(graph: Graph) -> None:
+    """Give `Attention` the int32 mask [batch, length] in place of a bias computed from that mask alone."""
     if "attention_mask" not in graph.inputs:
         return
-    producers, rewritten = graph.producers(), False
-    for node in graph.of_type("Attention", "MultiHeadAttention"):
-        names = [*node.input, *[""] * (8 - len(node.input))]
-        bias, whole = names[5], node.op_type == "Attention"
-        if not bias or names[4] or names[3 if whole else 6] or not graph.sources(bias) <= {"attention_mask"}:
-            continue
-        in_front = 0 if whole else _padded_in_front(graph, producers.get(bias))
-        if not whole and not in_front:
+    rewritten = False
+    for node in graph.of_type("Attention"):
+        names = [*node.input, *[""] * (7 - len(node.input))]
+        bias = names[5]
+        if not bias or names[3] or names[4] or not graph.sources(bias) <= {"attention_mask"}:
             continue
         del node.input[:]
-        mask = _mask_with_ones(graph, in_front) if in_front else "attention_mask_int32"
-        node.input.extend([*names[: 3 if whole else 4], mask])
+        node.input.extend([*names[:3], "attention_mask_int32"])
         kept = [value for value in node.attribute if value.name not in {"mask_filter_value", "qkv_hidden_sizes"}]
         sizes = attribute(node, "qkv_hidden_sizes", [])
         if len(set(sizes)) > 1:  # unequal sizes have to be said; equal ones keep quantizers away
@@ -120,25 +133,6 @@ def _attend_by_mask(graph: Graph) -> None:
             "Cast", ["attention_mask"], ["attention_mask_int32"], name="mask_to_int32", to=onnx.TensorProto.INT32
         )
         graph.proto.node.insert(0, cast)
-
-
-def _padded_in_front(graph: Graph, bias: onnx.NodeProto | None) -> int:
-    """How many zeros a node puts in front of the last of four axes, where that is all it does; 0 for another node."""
-    if bias is None or bias.op_type != "Pad" or bias.input[1] not in graph.constants:
-        return 0
-    pads = graph.array(bias.input[1]).tolist()
-    zeros = len(bias.input) < 3 or not bias.input[2] or not graph.array(bias.input[2]).any()
-    return int(pads[3]) if zeros and len(pads) == 8 and sum(map(abs, pads)) == pads[3] else 0
-
-
-def _mask_with_ones(graph: Graph, in_front: int) -> str:
-    """The name of the int32 mask with that many ones in front."""
-    name = f"attention_mask_behind_{in_front}"
-    if name not in graph.producers():
-        pads = graph.add_constant(f"{name}_pads", np.array([0, in_front, 0, 0], dtype=np.int64))
-        one = graph.add_constant(f"{name}_one", np.array(1, dtype=np.int32))
-        graph.proto.node.insert(0, helper.make_node("Pad", ["attention_mask_int32", pads, one], [name], name=name))
-    return name
 
 
 def _drop_unread_outputs(graph: Graph) -> None:

@@ -230,8 +230,13 @@ def test_a_bias_that_depends_on_more_than_the_mask_stays() -> None:
     np.testing.assert_allclose(run(lean, feed)[0], run(model, feed)[0], atol=1e-5)
 
 
-def prefixed(pads: list[int], value: float) -> onnx.ModelProto:
-    """Attention whose keys and values have two constant ones in front, its bias computed from the mask and padded."""
+def prefixed(*heads: int) -> onnx.ModelProto:
+    """Attention layers whose keys have two constant ones in front, with a bias from the mask that all heads share."""
+    layers = [
+        f"z{number} = com.microsoft.MultiHeadAttention <num_heads = {count}> (x, keys, keys, , , bias)"
+        for number, count in enumerate(heads)
+    ]
+    total = " ".join(f"z{number}," for number in range(len(heads)))[:-1]
     return graph(
         f"""g (float[b, s, {HIDDEN}] x, int64[b, s] attention_mask) => (float[b, s, {HIDDEN}] z)
         {{
@@ -244,40 +249,33 @@ def prefixed(pads: list[int], value: float) -> onnx.ModelProto:
             length = Gather(shape, second)
             sizes = Concat <axis = 0> (batch, second, length, length)
             by_mask = Expand(far, sizes)
-            bias = Pad(by_mask, pads, value)
+            bias = Pad(by_mask, pads)
             three = Concat <axis = 0> (batch, two, width)
             in_front = Expand(learned, three)
             keys = Concat <axis = 1> (in_front, x)
-            z = com.microsoft.MultiHeadAttention <num_heads = 2> (x, keys, keys, , , bias)
+            {" ".join(layers)}
+            z = Sum({total})
         }}""",
         constant("learned", 1, 2, HIDDEN), integers("axes", [1, 2]), integers("first", [0]), integers("second", [1]),
-        integers("two", [2]), integers("width", [HIDDEN]), integers("pads", pads),
-        numpy_helper.from_array(np.array(value, np.float32), "value"),
+        integers("two", [2]), integers("width", [HIDDEN]), integers("pads", [0, 0, 0, 2, 0, 0, 0, 0]),
         numpy_helper.from_array(np.array(1, np.float32), "unit"),
         numpy_helper.from_array(np.array(np.finfo(np.float32).min, np.float32), "lowest"),
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("pads", "value", "rewritten"),
-    [
-        ([0, 0, 0, 2, 0, 0, 0, 0], 0.0, True),
-        ([0, 0, 0, 2, 0, 0, 0, 0], -1.5, False),
-        ([0, 0, 0, 0, 0, 0, 0, 2], 0.0, False),
-        ([0, 0, 0, 1, 0, 0, 0, 1], 0.0, False),
-    ],
-)
-def test_a_mask_gets_ones_in_front_where_the_bias_has_zeros_there(
-    pads: list[int], value: float, rewritten: bool
-) -> None:
-    model = prefixed(pads, value)
+def test_a_bias_that_heads_share_is_written_out_for_each() -> None:
+    model = prefixed(2, 4, 2)
     lean = make_lean(model)
-    node = next(node for node in lean.graph.node if node.op_type == "MultiHeadAttention")
-    assert list(node.input[3:]) == (["", "attention_mask_behind_2"] if rewritten else ["", "", "bias"])
-    assert ("Mul" in kinds(lean)) != rewritten, "what computed the bias is gone with it"
+    nodes = [node for node in lean.graph.node if node.op_type == "MultiHeadAttention"]
+    assert [node.input[5] for node in nodes] == ["bias_of_2_heads", "bias_of_4_heads", "bias_of_2_heads"]
+    seen = onnx.ModelProto()
+    seen.CopyFrom(lean)
+    seen.graph.output.extend(onnx.helper.make_empty_tensor_value_info(node.input[5]) for node in nodes[:2])
     mask = np.array([[1] * 6, [0, 0, 1, 1, 1, 1], [1, 0, 1, 0, 1, 0]])
     feed = hidden_states(6) | {"attention_mask": mask}
-    np.testing.assert_allclose(run(lean, feed)[0], run(model, feed)[0], atol=1e-5)
+    answer, two, four = run(seen, feed)
+    assert (two.shape, four.shape) == ((3, 2, 6, 8), (3, 4, 6, 8)), "batch, heads, queries, keys"
+    np.testing.assert_allclose(answer, run(model, feed)[0], atol=1e-5)
 
 
 def test_the_model_given_is_not_changed() -> None:
