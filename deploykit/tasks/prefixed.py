@@ -96,15 +96,15 @@ def _prefixed(kind: Any, projections: tuple[str, str, str], output: str | None) 
                 seen = True if attention_mask.dtype == torch.bool else 0.0
                 mask = functional.pad(attention_mask, (tokens, 0), value=seen)
                 bias = mask if bias is None else bias + mask
-            rate = self.dropout.p if self.training else 0.0
             if getattr(getattr(self, "config", None), "_attn_implementation", "eager") == "sdpa":
+                rate = self.dropout.p if self.training else 0.0
                 attended = functional.scaled_dot_product_attention(
                     query, key, value, attn_mask=bias, dropout_p=rate, scale=size**-0.5
                 )
             else:
                 scores = torch.matmul(query, key.transpose(2, 3)) * size**-0.5
                 scores = scores if bias is None else scores + bias
-                attended = torch.matmul(functional.dropout(scores.softmax(-1), rate), value)
+                attended = torch.matmul(self.dropout(scores.softmax(-1)), value)
             joined = attended.transpose(1, 2).flatten(2)
             return joined if output is None else getattr(self, output)(joined), None
 
