@@ -27,14 +27,15 @@ from deploykit.errors import ModelError, UsageError
 from deploykit.tasks.base import Answer, Loss, Outputs, Scores, Section, ServedOutput
 from deploykit.tasks.checkpoint import load_checkpoint
 from deploykit.tasks.entry import entry_files
-from deploykit.tasks.spans import PAIRS_KEY, best_span
+from deploykit.tasks.spans import PAIRS_KEY, best_span, likeliest_run
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _NONE = -100
-_START, _END = 1, 2
-"""What a token's target is made of: whether the answer begins with it, and whether it ends with it."""
+_START, _END, _GOES_ON, _UNREAD = 1, 2, 4, 8
+"""What a token's target is made of: whether the answer begins with it, whether it ends with it, whether it goes on with
+the word of the token before; and of the first token, that the answer is not among those that are read."""
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
@@ -124,9 +125,10 @@ class QuestionAnswering:
     def targets(
         self, labels: Sequence[Label], label_names: Sequence[str], words: Sequence[NDArray[np.int64]] = ()
     ) -> list[list[int]]:
-        """For each token 1 where the answer begins, 2 where it ends, 3 for both, else 0; -100 outside the context.
+        """For each token 1 where the answer begins and 2 where it ends, added up; -100 outside the context.
 
-        What is cut off is no answer.
+        Beside it, for the metrics alone, 4 where a token goes on with a word, and 8 in front of an answer that is cut
+        off, wholly or in part: the training takes it for none.
 
         Raises:
             ModelError: the tokenizer has no special token in front.
@@ -141,7 +143,10 @@ class QuestionAnswering:
     def metrics(
         self, predictions: NDArray[Any], targets: NDArray[Any], label_names: Sequence[str]
     ) -> Mapping[str, float]:
-        """F1 over the tokens of the context by their place, exact match, and how often there rightly is one."""
+        """F1 over the tokens of the context by their place, exact match, and how often there rightly is one.
+
+        Of the spans that `best_span` looks at. An answer that is cut off earns nothing, whatever is said.
+        """
         found, right = _places(predictions, targets), _true_places(targets)
         f1 = [_overlap(*pair) for pair in zip(found, right, strict=True)]
         same = [ours == wanted for ours, wanted in zip(found, right, strict=True)]
@@ -258,22 +263,25 @@ def _quote(label: Label) -> Quote:
 def _marked(quote: Quote, words: NDArray[np.int64]) -> list[int]:
     """The target of each token of one message."""
     found = [0 if place == 0 or end else _NONE for place, end in enumerate(words[:, 1].tolist())]
+    tokens = np.flatnonzero(words[:, 1])
+    for place in tokens[1:][(words[tokens[1:]] == words[tokens[:-1]]).all(axis=1)]:
+        found[place] += _GOES_ON
     touched = np.flatnonzero((words[:, 0] < quote.end) & (words[:, 1] > quote.start))
     if len(touched) and words[touched[-1], 1] >= quote.end:
         found[touched[0]] += _START
         found[touched[-1]] += _END
+    elif quote.end:
+        found[0] += _UNREAD
     return found
 
 
 def _likeliest(logits: NDArray[Any], targets: NDArray[Any]) -> tuple[range, float]:
     """The tokens of the likeliest answer to a message, and by how much it is likelier than none."""
     inside = np.flatnonzero(targets[1:] != _NONE) + 1
-    if not len(inside):
-        return range(0), -np.inf
-    sums = logits[inside, 0][:, np.newaxis] + logits[inside, 1]
-    sums = np.where(np.tri(len(inside), dtype=bool).T, sums, -np.inf)
-    first, last = np.unravel_index(int(sums.argmax()), sums.shape)
-    return range(int(inside[first]), int(inside[last]) + 1), float(sums[first, last])
+    words = np.zeros((len(targets), 2), dtype=np.int64)
+    words[inside] = np.cumsum((targets[inside] & _GOES_ON) == 0)[:, np.newaxis]
+    first, last, score = likeliest_run(words, logits)
+    return range(first, last + 1), score
 
 
 def _places(predictions: NDArray[Any], targets: NDArray[Any]) -> list[range]:
@@ -282,7 +290,10 @@ def _places(predictions: NDArray[Any], targets: NDArray[Any]) -> list[range]:
 
 
 def _true_places(targets: NDArray[Any]) -> list[range]:
-    real = np.where(targets == _NONE, 0, targets)
+    """The tokens of the right answers; for one that is cut off a place behind all of them, which nobody chooses."""
+    real, length = np.where(targets == _NONE, 0, targets), targets.shape[1]
+    real = np.pad(real, ((0, 0), (0, 1)))
+    real[(real[:, 0] & _UNREAD) > 0, length] = _START + _END
     starts, ends = ((real & bit) > 0 for bit in (_START, _END))
     return [
         range(int(start.argmax()), int(end.argmax()) + 1) if start.any() else range(0)

@@ -8,8 +8,8 @@ It is copied into packages too, beside the text model: it needs numpy and nothin
 from __future__ import annotations
 
 __all__ = [
-    "PAIRS_KEY", "Best", "Found", "best_span", "pair_words", "spans_of_labels", "split_pair", "tag_parts", "tagged",
-    "token_words", "tokenizer_input", "word_spans",
+    "PAIRS_KEY", "Best", "Found", "best_span", "likeliest_run", "pair_words", "spans_of_labels", "split_pair",
+    "tag_parts", "tagged", "token_words", "tokenizer_input", "word_spans",
 ]  # fmt: skip
 
 import re
@@ -213,15 +213,29 @@ def best_span(words: NDArray[np.int64], logits: NDArray[np.float32]) -> Best:
     values = logits[tokens].astype(np.float64)
     peaks = values.max(axis=0).clip(min=0.0)
     totals = peaks + np.log(np.exp(-peaks) + np.exp(values - peaks).sum(axis=0))  # none is one more choice
+    first, last, best = likeliest_run(words, logits)
+    read, total = int(words[tokens[-1], 1]), float(totals.sum())
+    if best <= 0:
+        return Best(0, 0, float(np.exp(-total)), read)
+    return Best(int(words[first, 0]), int(words[last, 1]), float(np.exp(best - total)), read)
+
+
+def likeliest_run(words: NDArray[np.int64], logits: NDArray[np.float32]) -> tuple[int, int, float]:
+    """The likeliest run of at most 30 words: its first and its last token, and the sum of their logits.
+
+    0, -1 and minus infinity where there are no words.
+
+    Args:
+        words: [tokens, 2], as `best_span` has them.
+        logits: [tokens, 2], of the beginning and the end of the answer.
+    """
+    tokens = np.flatnonzero(words[: len(logits), 1])
+    if not len(tokens):
+        return 0, -1, -np.inf
     changes = np.flatnonzero((words[tokens[1:]] != words[tokens[:-1]]).any(axis=1))
-    starts, ends = values[np.r_[0, changes + 1], 0], values[np.r_[changes, len(tokens) - 1], 1]
+    firsts, lasts = tokens[np.r_[0, changes + 1]], tokens[np.r_[changes, len(tokens) - 1]]
+    starts, ends = logits[firsts, 0].astype(np.float64), logits[lasts, 1].astype(np.float64)
     reached = np.r_[ends, np.full(_MOST_WORDS - 1, -np.inf)]
     sums = starts[:, np.newaxis] + np.lib.stride_tricks.sliding_window_view(reached, _MOST_WORDS)
     first, further = np.unravel_index(int(sums.argmax()), sums.shape)
-    last = first + further
-    found = words[tokens[np.r_[0, changes + 1]]]
-    read, total = int(found[-1, 1]), float(totals.sum())
-    best = float(sums[first, further])
-    if best <= 0:
-        return Best(0, 0, float(np.exp(-total)), read)
-    return Best(int(found[first, 0]), int(found[last, 1]), float(np.exp(best - total)), read)
+    return int(firsts[first]), int(lasts[first + further]), float(sums[first, further])

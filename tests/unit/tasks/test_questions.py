@@ -160,12 +160,11 @@ def test_the_span_is_the_best_of_all_that_are_short_enough(count: int, seed: int
 def test_targets_mark_the_tokens_of_the_answer_and_what_is_cut_off_is_none() -> None:
     words = np.array([(0, 0), (0, 0), (10, 12), (13, 18), (13, 18), (19, 22), (0, 0)])
     label = Quote(13, 22, "takes two")
-    assert TASK.targets([label], NAMES, [words]) == [[0, -100, 0, 1, 0, 2, -100]]
-    assert TASK.targets([Quote(10, 12, "it")], NAMES, [words]) == [[0, -100, 3, 0, 0, 0, -100]]
-    assert (
-        TASK.targets([Quote(0, 0, ""), Quote(19, 30, "two or so")], NAMES, [words] * 2)
-        == [[0, -100, 0, 0, 0, 0, -100]] * 2
-    )
+    assert TASK.targets([label], NAMES, [words]) == [[0, -100, 0, 1, 4, 2, -100]]
+    assert TASK.targets([Quote(10, 12, "it")], NAMES, [words]) == [[0, -100, 3, 0, 4, 0, -100]]
+    assert TASK.targets([Quote(0, 0, ""), Quote(19, 30, "two or so"), Quote(40, 43, "now")], NAMES, [words] * 3) == [
+        [0, -100, 0, 0, 4, 0, -100], [8, -100, 0, 0, 4, 0, -100], [8, -100, 0, 0, 4, 0, -100]
+    ]  # fmt: skip
     with pytest.raises(UsageError, match="no answer in a context"):
         TASK.targets(["a class"], NAMES, [words])
     with pytest.raises(ModelError, match="special token"):
@@ -184,6 +183,39 @@ def test_the_threshold_is_where_most_is_earned_and_is_folded_into_both_ends() ->
     after = TASK.metrics(predictions - shift, targets, NAMES)
     assert after == {"F1": 1.0, "exact_match": 1.0, "answerable_accuracy": 1.0}
     assert TASK.shift(predictions[:0], targets[:0]) == 0.0
+
+
+def test_who_says_none_where_the_answer_is_cut_off_is_wrong_and_the_threshold_does_not_care() -> None:
+    words = np.array([(0, 0), (10, 12), (13, 18), (19, 22)])
+    asked = [Quote(13, 18, "takes"), Quote(19, 30, "two or so"), Quote(40, 43, "now"), Quote(0, 0, "")]
+    targets = np.array(TASK.targets(asked, NAMES, [words] * 4))
+    none = np.full((4, 4, 2), -9.0)
+    assert TASK.metrics(none, targets, NAMES) == {"F1": 0.25, "exact_match": 0.25, "answerable_accuracy": 0.25}
+    predictions = none.copy()
+    for row, score in enumerate([8.0, 10.0, 10.0, 6.0]):
+        predictions[row, 2] = score / 2
+    assert TASK.metrics(predictions, targets, NAMES) == {
+        "F1": 0.25, "exact_match": 0.25, "answerable_accuracy": 0.75
+    }  # fmt: skip
+    assert 6 < 2 * TASK.shift(predictions, targets) < 8
+
+
+@given(st.integers(1, 45), st.integers(0, 2**32 - 1))
+def test_the_training_judges_the_spans_that_are_served(count: int, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    pieces = random.integers(1, 3, count)
+    words = np.zeros((int(pieces.sum()) + 3, 2), dtype=np.int64)
+    words[2:-1] = np.repeat([(2 * place + 5, 2 * place + 6) for place in range(count)], pieces, axis=0)
+    values = random.normal(size=(len(words), 2)).astype(np.float32)
+    served = best_span(words, values)
+    told = {"exact_match": 1.0, "F1": 1.0, "answerable_accuracy": 1.0}
+    for padding in (0, 3):
+        targets = np.array(TASK.targets([Quote(served.start, served.end, "said")], NAMES, [words]))
+        targets = np.pad(targets, ((0, 0), (0, padding)), constant_values=-100)
+        predictions = np.pad(values, ((0, padding), (0, 0)))[np.newaxis]
+        assert TASK.metrics(predictions, targets, NAMES) == told
+        shifted = best_span(words, values - TASK.shift(predictions, targets))
+        assert (shifted.start, shifted.end) == (served.start, served.end)
 
 
 @pytest.mark.parametrize(
