@@ -31,13 +31,13 @@ def command(recipe: Path, overrides: tuple[str, ...], with_data: bool, workspace
     import dataclasses
 
     from deploykit.cli.json_output import print_json
-    from deploykit.pipeline.plan import make_plan, refuse_what_is_for_texts, step_states
+    from deploykit.pipeline.plan import make_plan, refuse_what_does_not_fit, step_states
     from deploykit.pipeline.record import last_run
     from deploykit.recipe import check_machine, load_recipe
 
     loaded = load_recipe(recipe, overrides)
     warnings = list(check_machine(loaded))
-    refuse_what_is_for_texts(loaded)
+    refuse_what_does_not_fit(loaded)
     steps = step_states(make_plan(loaded, Path(), download=False), workspace)
     report, suspects = None, {}
     if with_data:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 __all__ = [
-    "STAGES", "Plan", "Stage", "Step", "StepState", "is_kept", "make_plan", "refuse_what_is_for_texts",
+    "STAGES", "Plan", "Stage", "Step", "StepState", "is_kept", "make_plan", "refuse_what_does_not_fit",
     "refuse_where_no_texts", "step_states",
 ]  # fmt: skip
 
@@ -27,7 +27,8 @@ from deploykit.pipeline.order import ALWAYS, STAGES, Stage
 from deploykit.recipe import Recipe
 from deploykit.recipe.load import DATA_FILES
 from deploykit.runners.checkpoint import resolve_model
-from deploykit.tasks import is_of_texts
+from deploykit.runners.untrusted import check_checkpoint
+from deploykit.tasks import find_medium, find_task, is_of_texts
 
 _VERSION: Final[Mapping[Stage, int]] = {
     "data": 2, "pretrain": 1, "finetune": 1, "index": 1, "prune": 2, "export": 2, "quantize": 4, "package": 4,
@@ -111,14 +112,19 @@ def make_plan(recipe: Recipe, base: Path, *, download: bool = True) -> Plan:
     Raises:
         UsageError: the target is no known Triton release.
         DataError: a data file is not there.
-        ModelError: the model is not there.
+        ModelError: the model is not there, or is unsafe, damaged or incomplete.
     """
     limits_from_target(recipe.export.target)
     dump = recipe.model_dump(mode="json")
     data = dump["data"]
     files = {part: _identity(data[part], base, recipe) for part in DATA_FILES if isinstance(data[part], str)}
     machine: dict[str, JsonValue] = {"instruction_set": instruction_set(), "cores": usable_cores()}
-    model = resolve_model(recipe.model, base, download=download).identity
+    start = resolve_model(recipe.model, base, download=download)
+    medium = find_medium(recipe.task)
+    if start.location is not None:
+        beside = ("tokenizer.json",) if medium is None else medium.beside
+        check_checkpoint(start.location, trust_pickle=recipe.trust_pickle, beside=beside)
+    model = start.identity
     others = {key: getattr(recipe.finetune, key) for key in ("teacher", "translator", "translator_back")}
     taught = {
         key: resolve_model(name, base, download=download).identity for key, name in others.items() if name is not None
@@ -189,12 +195,16 @@ def make_plan(recipe: Recipe, base: Path, *, download: bool = True) -> Plan:
     return Plan(recipe, tuple(steps))
 
 
-def refuse_what_is_for_texts(recipe: Recipe) -> None:
-    """Refuse the parts of a recipe that work on words, where messages are none.
+def refuse_what_does_not_fit(recipe: Recipe) -> None:
+    """Refuse the parts of a recipe that its task can't take: label columns, entries, what works on words.
 
     Raises:
         UsageError: names them.
     """
+    task = find_task(recipe.task)
+    task.label_form(recipe.data.label)
+    if recipe.data.entries is not None and not task.entries:
+        raise UsageError(f"{recipe.task} has no entries, and data.entries names some", "leave it out, or use retrieval")
     lengths = ["goal.target.lengths"] if recipe.goal.target.lengths != "data" else []
     pruned = ["a limit on speed or size, or prune.keep"] if recipe.prunes else []
     refuse_where_no_texts(recipe.task, [*recipe.finetune.for_texts(), *lengths, *pruned])
@@ -252,7 +262,6 @@ def _learns_entries(recipe: Recipe) -> bool:
     """Whether the texts of the entries are trained on."""
     if recipe.data.entries is None:
         return False
-    from deploykit.tasks import find_task
     from deploykit.train.objective import asked_loss
 
     return asked_loss(recipe.finetune, find_task(recipe.task)) == "two_towers"

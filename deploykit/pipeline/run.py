@@ -22,7 +22,7 @@ from deploykit.machine import cpu_model, instruction_set, usable_cores
 from deploykit.parity.report import ParityReport
 from deploykit.pipeline.context import Context
 from deploykit.pipeline.order import STAGES, Stage
-from deploykit.pipeline.plan import is_kept, make_plan, refuse_what_is_for_texts
+from deploykit.pipeline.plan import is_kept, make_plan, refuse_what_does_not_fit
 from deploykit.pipeline.proof import serving_engine
 from deploykit.pipeline.record import recorded
 from deploykit.pipeline.selection import pruned_candidates
@@ -34,7 +34,6 @@ from deploykit.report.page import write_report
 from deploykit.report.result import Figures, GoalOutcome, Learned, RunResult, Shipped, exit_code_of, model_size_mb
 from deploykit.runners import Target
 from deploykit.runners.medium import medium_of
-from deploykit.tasks import find_task
 
 WORKSPACE = Path(".deploykit")
 REPOSITORY = Path("model_repository")
@@ -81,9 +80,7 @@ def run_recipe(
         raise UsageError(f"--from {start} comes after --until {until}", f"the order is {', '.join(STAGES)}")
     if study is not None:
         _check_shared(recipe, study)
-    if recipe.data.entries is not None and not find_task(recipe.task).entries:
-        raise UsageError(f"{recipe.task} has no entries, and data.entries names some", "leave it out, or use retrieval")
-    refuse_what_is_for_texts(recipe)
+    refuse_what_does_not_fit(recipe)
     plan = make_plan(recipe, base)
     context = Context(recipe, base, plan, Store(workspace / "store", listener), listener, study=study)
     with recorded(workspace, recipe.name) as at:

@@ -9,9 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from deploykit.data.labels import Label, OneClass
 from deploykit.errors import UsageError
 from deploykit.tasks.base import Answer, Loss, Outputs, Scores, Section, ServedOutput
@@ -20,6 +17,8 @@ from deploykit.tasks.entry import entry_files
 from deploykit.tasks.sentence import SentenceAuto, is_sentence_model
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from transformers import PreTrainedModel
 
 
@@ -100,7 +99,7 @@ class TextClassification:
 
         predicted = predictions.argmax(axis=-1)
         return {
-            "accuracy": float(np.mean(predicted == targets)),
+            "accuracy": float((predicted == targets).mean()),
             "macro_f1": float(f1_score(targets, predicted, average="macro", zero_division=0.0)),
         }
 
@@ -110,6 +109,8 @@ class TextClassification:
 
     def answers(self, outputs: Outputs, label_names: Sequence[str], top_k: int = 1) -> list[Answer]:
         """The `top_k` labels of each item with their probabilities, best first; ties go to the lower index."""
+        import numpy as np
+
         logits = outputs[self.output].astype(np.float64)
         if top_k == 1:  # on the way of every message that is timed, where few calls into numpy count
             best = logits.argmax(axis=-1).tolist()
@@ -137,6 +138,8 @@ class TextClassification:
 
     def scores(self, answers: Sequence[Answer], right: Sequence[Answer]) -> Scores:
         """1 for each right label: their mean is the accuracy."""
+        import numpy as np
+
         earned = np.array([ours == wanted for ours, wanted in zip(answers, right, strict=True)], dtype=np.float64)
         return Scores(earned, np.ones_like(earned))
 
@@ -159,7 +162,7 @@ class TextClassification:
             ValueError: that is not what it sends.
         """
         labels, scores = found["label"], found["score"]
-        readable = labels.dtype == np.object_ and scores.dtype.kind == "f"
+        readable = labels.dtype == object and scores.dtype.kind == "f"
         if not readable or labels.shape != scores.shape or labels.ndim != 2 or labels.shape[1] == 0:
             raise ValueError(f"labels {labels.dtype} {labels.shape}, scores {scores.dtype} {scores.shape}")
         answers: list[Answer] = []

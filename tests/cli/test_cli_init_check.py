@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -211,6 +212,9 @@ def test_row_44_all_errors_of_a_recipe_at_once_with_their_lines(deploykit: Deplo
         ("package.threads=4096", 0, "package.threads 4096 is more than"),
         ("export.target=triton-1.0", 2, "must be a Triton release"),
         ("model=package:no_such_model", 1, "the package no_such_model is not installed"),
+        ("data.label=[label, more]", 2, "text-classification takes one label column, not 2"),
+        ("task=intent-and-entities", 2, "intent-and-entities takes two label columns or four"),
+        ("data.entries=train.csv", 2, "text-classification has no entries"),
     ],
 )
 def test_row_46_and_47_overrides_are_checked_like_the_recipe(
@@ -220,6 +224,28 @@ def test_row_46_and_47_overrides_are_checked_like_the_recipe(
     done = deploykit("check", str(recipe), "-s", override)
     assert done.code == code
     assert said in done.err
+
+
+@pytest.mark.parametrize(
+    ("broken", "said"),
+    [
+        ("tokenizer.json", "has no tokenizer.json"),
+        ("model.safetensors", "has no model.safetensors"),
+    ],
+)
+def test_check_says_what_a_model_folder_lacks_as_the_run_does(
+    deploykit: Deploykit, recipe: Path, tiny_checkpoint: Callable[..., Path], tmp_path: Path, broken: str, said: str
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_checkpoint("bert"), folder)
+    override = ("-s", f"model={folder}")
+    assert deploykit("check", str(recipe), *override).code == 0
+    (folder / broken).unlink()
+    checked, run = (deploykit(command, str(recipe), *override) for command in ("check", "run"))
+    assert checked.code == run.code == 1
+    (line,) = [line for line in checked.err.splitlines() if line.startswith("error: ")]
+    assert said in line
+    assert line in run.err
 
 
 def test_overrides_decide_what_is_planned(deploykit: Deploykit, recipe: Path) -> None:

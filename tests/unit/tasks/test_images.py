@@ -17,7 +17,7 @@ from deploykit.data.readers import read_rows
 from deploykit.data.suspects import find_suspects
 from deploykit.errors import DataError, ModelError, RequestError, UsageError
 from deploykit.events import Warn
-from deploykit.pipeline.plan import make_plan, refuse_what_is_for_texts
+from deploykit.pipeline.plan import make_plan, refuse_what_does_not_fit
 from deploykit.pipeline.probes import ask_in_company, make_probes
 from deploykit.recipe import Recipe
 from deploykit.runners import Target, infer_all, open_runner
@@ -211,8 +211,8 @@ def test_texts_are_looked_through_and_images_are_not() -> None:
 def test_what_works_on_words_is_refused(settings: dict[str, Any], named: str) -> None:
     recipe = {"model": "m", "data": {"train": "a.csv", "test": "b.csv"}, **settings}
     with pytest.raises(UsageError, match=named):
-        refuse_what_is_for_texts(Recipe.model_validate({"task": NAME, **recipe}))
-    refuse_what_is_for_texts(Recipe.model_validate({"task": "text-classification", **recipe}))
+        refuse_what_does_not_fit(Recipe.model_validate({"task": NAME, **recipe}))
+    refuse_what_does_not_fit(Recipe.model_validate({"task": "text-classification", **recipe}))
 
 
 def test_a_model_can_be_trained_from_nothing_where_its_configuration_says_so(tmp_path: Path) -> None:
