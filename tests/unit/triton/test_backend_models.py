@@ -1,15 +1,12 @@
-"""What runs inside the server, with stand-ins for Triton's own module: the onnxruntime backend and the text entry."""
+"""What runs inside the server, with a stand-in for Triton's own module: the onnxruntime backend and the text entry."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -23,114 +20,8 @@ from deploykit.triton import entries
 
 ENTRY = Path(entries.__file__).with_name("text_classification.py")
 BACKEND = Path(entries.__file__).parents[1] / "backends" / "onnxruntime" / "model.py"
-
-
-@dataclass
-class Tensor:
-    label: str
-    array: np.ndarray
-
-    def name(self) -> str:
-        return self.label
-
-    def as_numpy(self) -> np.ndarray:
-        return self.array
-
-
-class TritonError:
-    INVALID_ARG = "INVALID_ARG"
-    INTERNAL = "INTERNAL"
-
-    def __init__(self, message: str, code: str = INTERNAL) -> None:
-        self.message = message
-        self.code = code
-
-
-@dataclass
-class Response:
-    output_tensors: Sequence[Tensor] = ()
-    error: TritonError | None = None
-
-    def array(self, name: str) -> Any:
-        return {tensor.label: tensor.array for tensor in self.output_tensors}[name]
-
-
-@dataclass
-class Request:
-    tensors: dict[str, np.ndarray]
-    outputs: Sequence[str]
-    asked: dict[str, Any] = field(default_factory=dict)
-
-    def inputs(self) -> list[Tensor]:
-        return [Tensor(*pair) for pair in self.tensors.items()]
-
-    def requested_output_names(self) -> list[str]:
-        return list(self.outputs)
-
-    def parameters(self) -> str:
-        return json.dumps(self.asked)
-
-
-class Call:
-    """What the text entry sends to the model of the logits; `answer` is what comes back."""
-
-    answer: Callable[[dict[str, np.ndarray]], np.ndarray | TritonError]
-    made: list[Call]
-
-    def __init__(self, model_name: str, model_version: int, inputs: Sequence[Tensor], **kwargs: Any) -> None:
-        self.target = (model_name, model_version)
-        self.inputs = {tensor.label: tensor.array for tensor in inputs}
-        self.made.append(self)
-
-    def exec(self) -> Call:
-        self.said = type(self).answer(self.inputs)
-        return self
-
-    def has_error(self) -> bool:
-        return isinstance(self.said, TritonError)
-
-    def error(self) -> Any:
-        return self.said
-
-    def output_tensors(self) -> list[Tensor]:
-        assert isinstance(self.said, np.ndarray)
-        return [Tensor("logits", self.said)]
-
-
-class Logger:
-    """Triton's log."""
-
-    said: list[str]
-
-    @classmethod
-    def log_warn(cls, words: str) -> None:
-        cls.said.append(words)
-
-
-@pytest.fixture
-def load(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], Any]:
-    """Loads a Python model's class as Triton does."""
-    fake: Any = ModuleType("triton_python_backend_utils")
-    fake.Tensor = Tensor
-    fake.InferenceResponse = Response
-    fake.InferenceRequest = Call
-    fake.TritonError = TritonError
-    fake.PreferredMemory = lambda memory: memory
-    fake.TRITONSERVER_MEMORY_CPU = "CPU"
-    Logger.said = []
-    fake.Logger = Logger
-    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", fake)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-
-    def module(path: Path) -> Any:
-        spec = importlib.util.spec_from_file_location("triton_model", path)
-        assert spec is not None
-        assert spec.loader is not None
-        loaded = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(loaded)
-        return loaded
-
-    return module
+Asked = tuple[dict[str, np.ndarray], Sequence[str], dict[str, Any]]
+"""A request: tensors by name, the outputs that are wanted, parameters."""
 
 
 # The onnxruntime backend
@@ -171,34 +62,31 @@ def config(**changes: Any) -> dict[str, Any]:
 
 
 @pytest.fixture
-def backend(load: Callable[[Path], Any], tmp_path: Path) -> Callable[..., Any]:
+def backend(triton: Any, tmp_path: Path) -> Callable[..., Any]:
     """An initialized backend model for a configuration."""
     save_model(tmp_path / "tiny" / "1" / "model.onnx")
 
     def initialized(kind: str = "CPU", **changes: Any) -> Any:
-        model = load(BACKEND).TritonPythonModel()
-        model.initialize(
-            {
-                "model_config": json.dumps(config(**changes)),
-                "model_repository": str(tmp_path / "tiny"),
-                "model_version": "1",
-                "model_instance_kind": kind,
-                "model_instance_device_id": "0",
-            }
+        return triton.start(
+            BACKEND,
+            model_config=json.dumps(config(**changes)),
+            model_repository=str(tmp_path / "tiny"),
+            model_version="1",
+            model_instance_kind=kind,
+            model_instance_device_id="0",
         )
-        return model
 
     return initialized
 
 
-def tokens(*rows: Sequence[int], outputs: Sequence[str] = ("logits",)) -> Request:
+def tokens(*rows: Sequence[int], outputs: Sequence[str] = ("logits",)) -> Asked:
     ids = np.array(rows, dtype=np.int64)
-    return Request({"input_ids": ids, "attention_mask": np.ones_like(ids)}, outputs)
+    return {"input_ids": ids, "attention_mask": np.ones_like(ids)}, outputs, {}
 
 
 def test_a_single_request_gets_the_models_own_output(backend: Callable[..., Any]) -> None:
     (response,) = backend().execute([tokens([1, 2], [3, 0])])
-    np.testing.assert_array_equal(response.array("logits"), np.array([[6, 8], [6, 8]], dtype=np.float32))
+    np.testing.assert_array_equal(response["logits"], np.array([[6, 8], [6, 8]], dtype=np.float32))
 
 
 def test_requests_of_equal_shape_run_as_one_batch(backend: Callable[..., Any]) -> None:
@@ -214,14 +102,14 @@ def test_requests_of_equal_shape_run_as_one_batch(backend: Callable[..., Any]) -
     model._session = Session()
     responses = model.execute([tokens([1, 1]), tokens([1, 2, 3]), tokens([2, 2], [3, 3])])
     assert sorted(sizes) == [(1, 3), (3, 2)]
-    assert [response.array("logits").tolist() for response in responses] == [[[4, 6]], [[12, 15]], [[8, 10], [12, 14]]]
+    assert [response["logits"].tolist() for response in responses] == [[[4, 6]], [[12, 15]], [[8, 10], [12, 14]]]
 
 
 def test_a_request_that_fails_harms_no_other(backend: Callable[..., Any]) -> None:
     responses = backend().execute([tokens([1, 1]), tokens([1, 99]), tokens([2, 2])])
-    assert responses[0].array("logits").tolist() == [[4, 6]]
+    assert responses[0]["logits"].tolist() == [[4, 6]]
     assert responses[1].error.message.startswith("onnx runtime error")
-    assert responses[2].array("logits").tolist() == [[8, 10]]
+    assert responses[2]["logits"].tolist() == [[8, 10]]
 
 
 def test_without_batching_each_request_runs_alone(backend: Callable[..., Any]) -> None:
@@ -231,7 +119,7 @@ def test_without_batching_each_request_runs_alone(backend: Callable[..., Any]) -
         output=[{"name": "logits", "data_type": "TYPE_FP32", "dims": [-1, 2]}],
     )
     responses = model.execute([tokens([1, 1]), tokens([2, 2])])
-    assert [response.array("logits").tolist() for response in responses] == [[[4, 6]], [[8, 10]]]
+    assert [response["logits"].tolist() for response in responses] == [[[4, 6]], [[8, 10]]]
 
 
 def test_the_configurations_parameters_reach_onnxruntime(backend: Callable[..., Any]) -> None:
@@ -304,7 +192,7 @@ def test_row_46_a_gpu_instance_without_a_gpu_provider_is_refused(backend: Callab
 def test_another_file_name_is_followed(backend: Callable[..., Any], tmp_path: Path) -> None:
     version = tmp_path / "tiny" / "1"
     (version / "model.onnx").rename(version / "small.onnx")
-    assert backend(default_model_filename="small.onnx").execute([tokens([1])])[0].array("logits").tolist() == [[2, 3]]
+    assert backend(default_model_filename="small.onnx").execute([tokens([1])])[0]["logits"].tolist() == [[2, 3]]
 
 
 # The text entry
@@ -313,8 +201,8 @@ WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "where", "is", "my", "card", "hello
 
 
 @pytest.fixture
-def entry(load: Callable[[Path], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
-    """An initialized text entry; what it asks for logits is answered by `Call.answer`."""
+def entry(triton: Any, tmp_path: Path) -> Callable[..., Any]:
+    """An initialized text entry; what it asks for logits is answered by `triton.answer`."""
     tokenizer = Tokenizer(models.WordPiece({word: number for number, word in enumerate(WORDS)}, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -322,11 +210,8 @@ def entry(load: Callable[[Path], Any], tmp_path: Path, monkeypatch: pytest.Monke
     tokenizer.enable_padding(length=64)
     tokenizer.enable_truncation(5)
     tokenizer.save(str(tmp_path / "tokenizer.json"))
-    for source in find_task("text-classification").entry()[1:]:
-        shutil.copy(source, tmp_path)
-        monkeypatch.delitem(sys.modules, source.stem, raising=False)
-    Call.made = []
-    Call.answer = staticmethod(by_length)
+    triton.place(tmp_path, *find_task("text-classification").entry()[1:])
+    triton.answer = by_length
 
     def initialized(parameters: dict[str, str] | None = None, model: Path = ENTRY, **changes: Any) -> Any:
         shutil.copy(model, tmp_path / "model.py")
@@ -340,16 +225,13 @@ def entry(load: Callable[[Path], Any], tmp_path: Path, monkeypatch: pytest.Monke
             **changes,
         }
         (tmp_path / "entry.json").write_text(json.dumps(said))
-        found = load(tmp_path / "model.py").TritonPythonModel()
         given = {"parameters": {key: {"string_value": value} for key, value in (parameters or {}).items()}}
-        found.initialize(
-            {
-                "model_version": "7",
-                "model_repository": str(tmp_path / "repository" / "intents"),
-                "model_config": json.dumps(given),
-            }
+        return triton.start(
+            tmp_path / "model.py",
+            model_version="7",
+            model_repository=str(tmp_path / "repository" / "intents"),
+            model_config=json.dumps(given),
         )
-        return found
 
     return initialized
 
@@ -360,68 +242,67 @@ def by_length(inputs: dict[str, np.ndarray]) -> np.ndarray:
     return np.stack([lengths, inputs["input_ids"][:, 1], np.zeros_like(lengths)], axis=1).astype(np.float32)
 
 
-def text(*messages: str | bytes, outputs: Sequence[str] = ("label", "score"), **asked: Any) -> Request:
+def text(*messages: str | bytes, outputs: Sequence[str] = ("label", "score"), **asked: Any) -> Asked:
     encoded = [message.encode() if isinstance(message, str) else message for message in messages]
-    return Request({"text": np.array(encoded, dtype=np.object_).reshape(-1, 1)}, outputs, asked)
+    return {"text": np.array(encoded, dtype=np.object_).reshape(-1, 1)}, outputs, asked
 
 
-def test_the_entry_answers_with_label_and_score(entry: Callable[..., Any]) -> None:
+def test_the_entry_answers_with_label_and_score(entry: Callable[..., Any], triton: Any) -> None:
     (response,) = entry().execute([text("where is my card")])
-    assert response.array("label").tolist() == [[b"card"]]
+    assert response["label"].tolist() == [[b"card"]]
     logits = np.array([6.0, 4.0, 0.0])
-    np.testing.assert_allclose(response.array("score"), [[np.exp(6) / np.exp(logits).sum()]], rtol=1e-6)
-    assert response.array("score").dtype == np.float32
-    assert Call.made[0].target == ("intents_onnx", 7)
-    assert Call.made[0].inputs["input_ids"].tolist() == [[2, 4, 5, 6, 7, 3]]
-    assert Call.made[0].inputs["input_ids"].dtype == np.int64
+    np.testing.assert_allclose(response["score"], [[np.exp(6) / np.exp(logits).sum()]], rtol=1e-6)
+    assert response["score"].dtype == np.float32
+    assert triton.calls[0].target == ("intents_onnx", 7)
+    assert triton.calls[0].inputs["input_ids"].tolist() == [[2, 4, 5, 6, 7, 3]]
+    assert triton.calls[0].inputs["input_ids"].dtype == np.int64
 
 
 def test_logits_come_only_where_they_are_wanted(entry: Callable[..., Any]) -> None:
     model = entry()
     (response,) = model.execute([text("hello", outputs=["logits"])])
-    assert [tensor.label for tensor in response.output_tensors] == ["logits"]
-    assert response.array("logits").tolist() == [[3, 8, 0]]
+    assert list(response) == ["logits"]
+    assert response["logits"].tolist() == [[3, 8, 0]]
     (response,) = model.execute([text("hello")])
-    assert [tensor.label for tensor in response.output_tensors] == ["label", "score"]
+    assert list(response) == ["label", "score"]
 
 
 def test_top_k_ranks_and_is_each_requests_own(entry: Callable[..., Any]) -> None:
     responses = entry().execute([text("hello", top_k=2), text("hello"), text("hello", top_k=99)])
-    assert responses[0].array("label").tolist() == [["größe".encode(), b"card"]]
-    assert responses[1].array("label").tolist() == [["größe".encode()]]
-    assert responses[2].array("label").shape == (1, 3)
-    assert responses[2].array("score").shape == (1, 3)
-    np.testing.assert_allclose(responses[2].array("score").sum(), 1.0, rtol=1e-6)
+    assert responses[0]["label"].tolist() == [["größe".encode(), b"card"]]
+    assert responses[1]["label"].tolist() == [["größe".encode()]]
+    assert responses[2]["label"].shape == (1, 3)
+    assert responses[2]["score"].shape == (1, 3)
+    np.testing.assert_allclose(responses[2]["score"].sum(), 1.0, rtol=1e-6)
 
 
 def test_entries_are_answered_with_their_text_and_cosine(entry: Callable[..., Any]) -> None:
     model = entry(model=ENTRY.with_name("retrieval.py"), scale=20.0, depth=1, answers={"größe": "Im Konto: Maße."})
     wanted = ("entry", "answer", "score", "logits")
     two, one = model.execute([text("hello", "is", outputs=wanted, top_k=2), text("where is my card", outputs=wanted)])
-    assert two.array("entry").tolist() == [["größe".encode(), b"card"]] * 2
-    assert two.array("answer").tolist() == [["Im Konto: Maße.".encode(), b""]] * 2
-    np.testing.assert_allclose(two.array("score"), [[8 / 20, 3 / 20], [5 / 20, 3 / 20]], rtol=1e-6)
-    assert two.array("score").dtype == np.float32
-    assert one.array("entry").tolist() == [[b"card"]]
-    assert one.array("logits").tolist() == [[6, 4, 0]]
+    assert two["entry"].tolist() == [["größe".encode(), b"card"]] * 2
+    assert two["answer"].tolist() == [["Im Konto: Maße.".encode(), b""]] * 2
+    np.testing.assert_allclose(two["score"], [[8 / 20, 3 / 20], [5 / 20, 3 / 20]], rtol=1e-6)
+    assert two["score"].dtype == np.float32
+    assert one["entry"].tolist() == [[b"card"]]
+    assert one["logits"].tolist() == [[6, 4, 0]]
     (refused,) = model.execute([text("hello", outputs=wanted, top_k=0)])
     assert "top_k" in refused.error.message
 
 
 def test_items_are_ranked_with_their_text_as_deep_as_they_are_judged(
-    entry: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    entry: Callable[..., Any], triton: Any, tmp_path: Path
 ) -> None:
-    shutil.copy(ENTRY.with_name("retrieval.py"), tmp_path)
-    monkeypatch.delitem(sys.modules, "retrieval", raising=False)
+    triton.place(tmp_path, ENTRY.with_name("retrieval.py"))
     model = entry(model=ENTRY.with_name("recommendation.py"), depth=2, answers={"größe": "Im Konto: Maße."})
     wanted = ("item", "answer", "score", "logits")
     one, unasked = model.execute([text("hello", outputs=wanted, top_k=1), text("where is my card", outputs=wanted)])
-    assert one.array("item").tolist() == [["größe".encode()]]
-    assert one.array("answer").tolist() == [["Im Konto: Maße.".encode()]]
-    assert unasked.array("item").tolist() == [[b"card", "größe".encode()]]
+    assert one["item"].tolist() == [["größe".encode()]]
+    assert one["answer"].tolist() == [["Im Konto: Maße.".encode()]]
+    assert unasked["item"].tolist() == [[b"card", "größe".encode()]]
     logits = np.array([6.0, 4.0, 0.0])
-    np.testing.assert_allclose(unasked.array("score"), [(np.exp(logits) / np.exp(logits).sum())[:2]], rtol=1e-6)
-    assert unasked.array("logits").tolist() == [[6, 4, 0]]
+    np.testing.assert_allclose(unasked["score"], [(np.exp(logits) / np.exp(logits).sum())[:2]], rtol=1e-6)
+    assert unasked["logits"].tolist() == [[6, 4, 0]]
 
 
 @pytest.mark.parametrize("top_k", [0, -1, 1.5, "two", True, None])
@@ -432,36 +313,34 @@ def test_an_impossible_top_k_is_refused(entry: Callable[..., Any], top_k: Any) -
     assert answered.error is None
 
 
-def test_messages_of_several_requests_are_computed_together(entry: Callable[..., Any]) -> None:
+def test_messages_of_several_requests_are_computed_together(entry: Callable[..., Any], triton: Any) -> None:
     responses = entry().execute([text("hello", "where"), text("is"), text("where is my card")])
-    assert [list(call.inputs["input_ids"].shape) for call in Call.made] == [[4, 6]]
-    labels = [response.array("label").ravel().tolist() for response in responses]
+    assert [list(call.inputs["input_ids"].shape) for call in triton.calls] == [[4, 6]]
+    labels = [response["label"].ravel().tolist() for response in responses]
     assert labels == [["größe".encode(), "größe".encode()], ["größe".encode()], [b"card"]]
-    assert Call.made[0].inputs["attention_mask"].sum(axis=1).tolist() == [3, 3, 3, 6]
+    assert triton.calls[0].inputs["attention_mask"].sum(axis=1).tolist() == [3, 3, 3, 6]
 
 
 def test_the_order_of_the_answers_is_that_of_the_requests(entry: Callable[..., Any]) -> None:
     messages = ["where is my card", "", "hello hello hello", "is", "where " * 20]
     model = entry()
-    together = [
-        row for response in model.execute([text(*messages, outputs=["logits"])]) for row in response.array("logits")
-    ]
-    alone = [model.execute([text(message, outputs=["logits"])])[0].array("logits")[0] for message in messages]
+    together = [row for response in model.execute([text(*messages, outputs=["logits"])]) for row in response["logits"]]
+    alone = [model.execute([text(message, outputs=["logits"])])[0]["logits"][0] for message in messages]
     np.testing.assert_array_equal(together, alone)
 
 
-def test_messages_are_cut_to_the_models_length_not_the_tokenizers(entry: Callable[..., Any]) -> None:
+def test_messages_are_cut_to_the_models_length_not_the_tokenizers(entry: Callable[..., Any], triton: Any) -> None:
     entry().execute([text("where " * 20)])
-    assert Call.made[0].inputs["input_ids"].shape == (1, 8)
+    assert triton.calls[0].inputs["input_ids"].shape == (1, 8)
 
 
-def test_token_types_are_sent_to_a_model_that_takes_them(entry: Callable[..., Any]) -> None:
+def test_token_types_are_sent_to_a_model_that_takes_them(entry: Callable[..., Any], triton: Any) -> None:
     entry(inputs=["input_ids", "attention_mask", "token_type_ids"], pad_id=9, pad_type_id=4).execute(
         [text("hello", "")]
     )
-    assert list(Call.made[0].inputs) == ["input_ids", "attention_mask", "token_type_ids"]
-    assert Call.made[0].inputs["input_ids"].tolist() == [[2, 3, 9], [2, 8, 3]]
-    assert Call.made[0].inputs["token_type_ids"].tolist() == [[0, 0, 4], [0, 0, 0]]
+    assert list(triton.calls[0].inputs) == ["input_ids", "attention_mask", "token_type_ids"]
+    assert triton.calls[0].inputs["input_ids"].tolist() == [[2, 3, 9], [2, 8, 3]]
+    assert triton.calls[0].inputs["token_type_ids"].tolist() == [[0, 0, 4], [0, 0, 0]]
 
 
 def test_words_that_were_seen_and_others_are_cut_alike(entry: Callable[..., Any]) -> None:
@@ -479,7 +358,7 @@ def test_words_that_were_seen_and_others_are_cut_alike(entry: Callable[..., Any]
 def test_row_54_every_text_has_an_answer(entry: Callable[..., Any], message: str) -> None:
     (response,) = entry().execute([text(message)])
     assert response.error is None
-    assert response.array("label").shape == (1, 1)
+    assert response["label"].shape == (1, 1)
 
 
 @pytest.mark.parametrize("data", [b"\xff", b"ok \xed\xa0\x80", b"\xc3", "x".encode("utf-16")])
@@ -487,7 +366,7 @@ def test_row_54_bytes_that_are_no_text_are_refused_alone(entry: Callable[..., An
     refused, answered = entry().execute([text("fine", data), text("hello")])
     assert refused.error.code == "INVALID_ARG"
     assert "text 1 is not UTF-8" in refused.error.message
-    assert answered.array("label").tolist() == [["größe".encode()]]
+    assert answered["label"].tolist() == [["größe".encode()]]
 
 
 def test_row_54_a_megabyte_of_text_is_refused(entry: Callable[..., Any]) -> None:
@@ -496,9 +375,9 @@ def test_row_54_a_megabyte_of_text_is_refused(entry: Callable[..., Any]) -> None
     assert answered.error is None
 
 
-def test_a_failed_call_is_the_error_of_its_requests_only(entry: Callable[..., Any]) -> None:
-    failure = TritonError("Exceeds maximum queue size", "UNAVAILABLE")
-    Call.answer = staticmethod(lambda inputs: failure if inputs["input_ids"].shape[1] > 5 else by_length(inputs))
+def test_a_failed_call_is_the_error_of_its_requests_only(entry: Callable[..., Any], triton: Any) -> None:
+    failure = triton.error("Exceeds maximum queue size", "UNAVAILABLE")
+    triton.answer = lambda inputs: failure if inputs["input_ids"].shape[1] > 5 else by_length(inputs)
     model = entry(max_length=64)
     first, second, third = model.execute([text("hello"), text("hello", "where is my " * 9), text("is")])
     assert first.error is None
@@ -513,10 +392,10 @@ def test_a_request_without_messages_is_refused_alone(entry: Callable[..., Any]) 
     assert "one message" in empty.error.message
 
 
-def test_nothing_is_called_where_nothing_can_be_read(entry: Callable[..., Any]) -> None:
+def test_nothing_is_called_where_nothing_can_be_read(entry: Callable[..., Any], triton: Any) -> None:
     (refused,) = entry().execute([text(b"\xff")])
     assert refused.error is not None
-    assert Call.made == []
+    assert triton.calls == []
 
 
 @pytest.mark.parametrize(
@@ -532,17 +411,17 @@ def test_nothing_is_called_where_nothing_can_be_read(entry: Callable[..., Any]) 
     ],
 )
 def test_groups_are_of_like_length(
-    load: Callable[[Path], Any], entry: Callable[..., Any], tmp_path: Path, lengths: list[int], waste: int, groups: Any
+    triton: Any, entry: Callable[..., Any], tmp_path: Path, lengths: list[int], waste: int, groups: Any
 ) -> None:
     entry()
-    assert load(tmp_path / "text_model.py").groups_by_length(lengths, waste) == groups
+    assert triton.load(tmp_path / "text_model.py").groups_by_length(lengths, waste) == groups
 
 
 def test_groups_hold_every_message_once_and_waste_no_more_than_allowed(
-    load: Callable[[Path], Any], entry: Callable[..., Any], tmp_path: Path
+    triton: Any, entry: Callable[..., Any], tmp_path: Path
 ) -> None:
     entry()
-    module = load(tmp_path / "text_model.py")
+    module = triton.load(tmp_path / "text_model.py")
     generator = np.random.default_rng(0)
     for _ in range(50):
         lengths = generator.integers(2, 80, size=generator.integers(1, 64)).tolist()
@@ -563,13 +442,15 @@ def held(entry: Callable[..., Any], tmp_path: Path) -> Callable[..., Any]:
     return lambda **changes: entry(HOLD, labels=["card", "other"], **changes)
 
 
-def test_a_held_model_answers_as_the_called_one(held: Callable[..., Any], entry: Callable[..., Any]) -> None:
+def test_a_held_model_answers_as_the_called_one(
+    held: Callable[..., Any], triton: Any, entry: Callable[..., Any]
+) -> None:
     messages = ["where [SEP]", "", "[SEP] [CLS] where"]  # the table has 4 rows: other words would fail
     model = held()
-    found = [model.execute([text(each, outputs=["logits"])])[0].array("logits").tolist() for each in messages[1:2]]
+    found = [model.execute([text(each, outputs=["logits"])])[0]["logits"].tolist() for each in messages[1:2]]
     together = model.execute([text(each, outputs=["logits"]) for each in ("", "")])
-    assert Call.made == []
-    assert [each.array("logits").tolist() for each in together] == [found[0], found[0]]
+    assert triton.calls == []
+    assert [each["logits"].tolist() for each in together] == [found[0], found[0]]
     ids = [2, 3]
     assert found[0] == [[sum(2 * token for token in ids), sum(2 * token + 1 for token in ids)]]
 
@@ -582,20 +463,20 @@ def test_a_held_model_that_fails_says_so_to_that_request_only(held: Callable[...
 
 
 def test_without_onnxruntime_a_model_is_called_and_the_log_says_so(
-    held: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    held: Callable[..., Any], triton: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     (response,) = entry_labels(held()).execute([text("hello", outputs=["logits"])])
-    assert len(Call.made) == 1
+    assert len(triton.calls) == 1
     assert response.error is None
-    assert Logger.said == ["onnxruntime is not in the server's Python: intents_onnx is called instead of held"]
+    assert triton.warned == ["onnxruntime is not in the server's Python: intents_onnx is called instead of held"]
 
 
-def test_a_file_that_is_not_there_is_called(entry: Callable[..., Any]) -> None:
+def test_a_file_that_is_not_there_is_called(entry: Callable[..., Any], triton: Any) -> None:
     (response,) = entry(HOLD).execute([text("hello")])
     assert response.error is None
-    assert len(Call.made) == 1
-    assert Logger.said == ["its file is not beside this model: intents_onnx is called instead of held"]
+    assert len(triton.calls) == 1
+    assert triton.warned == ["its file is not beside this model: intents_onnx is called instead of held"]
 
 
 def entry_labels(model: Any) -> Any:
