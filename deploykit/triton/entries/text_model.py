@@ -34,7 +34,9 @@ from words import WordTable  # type: ignore[import-not-found, unused-ignore]  # 
 
 # Tokenizing 64 KiB takes 0.1 s, in which this instance answers nobody else.
 _MAX_TEXT_BYTES = 1 << 16
-# What another call of the model costs, in tokens of padding: measured with a 6-layer int8 MiniLM on two cores.
+# What another call of the model costs, in tokens of padding. int8 MiniLM-L6 with two threads (AVX512-VNNI) takes 2.6 ms
+# for 16 tokens, 4.2 for 32, 7.0 for 64, so 1.1 a call and 0.09 a token: 12 tokens where it is held here; 23 where the
+# server is asked, which takes a millisecond more. This is between them.
 _CALL_TOKENS = 16
 _WARMUP_SHAPES = ((1, 8), (1, 16), (1, 32), (8, 16))
 

@@ -33,8 +33,17 @@ def test_real_messages_of_many_classes_raise_no_doubt(encoder: Encoder) -> None:
     assert calibration_doubts(rows.texts[:256], rows.labels or (), encoder) == []
 
 
+def test_short_words_are_not_taken_for_another_language(encoder: Encoder) -> None:
+    chat = ["is it ok", "no", "do it", "can i go", "up to me", "i am in"] * 20
+    assert calibration_doubts(chat, ["a", "b"] * 60, encoder) == []
+
+
 def test_another_language_is_noticed(encoder: Encoder) -> None:
     (doubt,) = calibration_doubts(GERMAN, ["a", "b"] * 40, encoder)
+    assert "another language" in doubt
+    assert "into 2." in doubt
+    french = ["Je veux annuler ma commande, comment faire ?", "Où est mon colis, il devait arriver hier"] * 40
+    (doubt,) = calibration_doubts(french, [], encoder)
     assert "another language" in doubt
     (doubt,) = calibration_doubts(["отмените мой заказ пожалуйста"] * 80, [], encoder)
     assert "another language" in doubt

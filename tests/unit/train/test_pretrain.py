@@ -62,6 +62,27 @@ def test_every_encoder_of_the_bert_kind_can_be(kind: str, tiny_checkpoint: Calla
     assert (tmp_path / "out" / "model.safetensors").is_file()
 
 
+@pytest.mark.parametrize(("precision", "dtype"), [("bf16", torch.bfloat16), ("fp32", torch.float32)])
+def test_it_computes_in_the_precision_that_is_asked_for(
+    tiny_checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: Any, dtype: Any
+) -> None:
+    forward, computed = torch.nn.Linear.forward, set()
+
+    def watched(self: Any, values: torch.Tensor) -> torch.Tensor:
+        found = forward(self, values)
+        if self.training:
+            computed.add(found.dtype)
+        return found
+
+    monkeypatch.setattr(torch.nn.Linear, "forward", watched)
+    texts = ["cancel my parcel please", "the invoice is wrong", "hello, what now", "drop the van"]
+    settings = Pretrain(epochs=1, precision=precision)
+    result = pretrain(tiny_checkpoint("bert"), texts, texts, settings, tmp_path / "out", workspace=tmp_path / "work")
+    assert result.precision == precision
+    assert computed == {dtype}
+    assert {each.dtype for each in load_file(tmp_path / "out" / "model.safetensors").values()} == {torch.float32}
+
+
 def test_whole_words_are_hidden_in_the_share_that_is_asked_for(tiny_checkpoint: Callable[..., Path]) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_checkpoint("bert"))
     encoded = tokenizer(["courier driver tracking package the parcel van please tell me about it again"] * 300)
