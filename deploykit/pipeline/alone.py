@@ -240,17 +240,17 @@ def prune_alone(
     info: dict[str, Any] = {}
     same: dict[str, Any] = {
         "task": find_task(task), "data": data, "settings": settings, "finetune": Finetune(), "goal": goal,
-        "quantize": Quantize(), "target": target, "threads": threads, "seed": seed, "workspace": workspace,
-        "study": shared, "listener": listener,
+        "quantize": Quantize(), "target": target, "threads": threads, "seed": seed, "study": shared,
+        "listener": listener,
     }  # fmt: skip
     if worker:
-        count = join_pruning(model, **same)
-        outcome = f"trained {count} finalist{'s' * (count != 1)} of another process; nothing is written"
-    else:
-        with new_folder(out) as folder:
-            outcome = prune_to_goal(model, folder, info=info, **same)
-            if shared is not None:
-                shared.close()
+        with tempfile.TemporaryDirectory(prefix="deploykit-worker-") as scratch:  # OUT.work may be the other process's
+            count = join_pruning(model, workspace=Path(scratch) / "prune", **same)
+        return f"trained {count} finalist{'s' * (count != 1)} of another process; nothing is written", info
+    with new_folder(out) as folder:
+        outcome = prune_to_goal(model, folder, workspace=workspace, info=info, **same)
+        if shared is not None:
+            shared.close()
     shutil.rmtree(workspace.parent, ignore_errors=True)
     return outcome, info
 

@@ -84,7 +84,7 @@ class Bench:
         if not (out / "model.onnx").is_file():
             self._export(checkpoint, exported)
             if self.quantize.scheme == "none":
-                shutil.copytree(exported, out, dirs_exist_ok=True)
+                exported.rename(out)
             else:
                 variants = scheme_variants(self.quantize.scheme, self.quantize.fusions)
                 variant = next((each for each in variants if each.scheme == "int8_static"), variants[0])

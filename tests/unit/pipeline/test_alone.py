@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -310,10 +311,10 @@ def test_bench_takes_messages_evenly_from_the_file(
 
 @pytest.fixture
 def prune_call(trained: Path, tmp_path: Path) -> Callable[..., Any]:
-    def call(train: Path, goal: Goal) -> Any:
+    def call(train: Path, goal: Goal, **more: Any) -> Any:
         return prune_alone(
             trained, tmp_path / "out", Prune(), goal, train=str(train), validation=0.2, columns=("text", "label"),
-            task="text-classification", target="triton-25.08", threads=1, seed=0,
+            task="text-classification", target="triton-25.08", threads=1, seed=0, **more,
         )  # fmt: skip
 
     return call
@@ -323,6 +324,27 @@ def test_pruning_needs_a_speed(prune_call: Any, write_csv: Any, toy_data: Any, t
     with pytest.raises(UsageError, match="no speed or size to prune to"):
         prune_call(write_csv(tmp_path / "train.csv", toy_data.train), Goal())
     assert not (tmp_path / "out").exists()
+
+
+def test_a_worker_of_the_same_command_leaves_the_work_of_the_other_process(
+    prune_call: Any, write_csv: Any, toy_data: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = tmp_path / "out.work" / "key" / "bench" / "times.json"
+    measured.parent.mkdir(parents=True)
+    measured.write_text("{}")
+    used: list[Path] = []
+
+    def join_pruning(teacher: Path, *, workspace: Path, **rest: Any) -> int:
+        used.append(workspace)
+        return 2
+
+    monkeypatch.setattr("deploykit.pipeline.alone.open_study", lambda *_, **__: SimpleNamespace())
+    monkeypatch.setattr("deploykit.pipeline.compression.join_pruning", join_pruning)
+    train = write_csv(tmp_path / "train.csv", toy_data.train)
+    outcome, _ = prune_call(train, Goal(speedup=2), study="sqlite:///study.db", worker=True)
+    assert "2 finalists" in outcome
+    assert measured.is_file()
+    assert tmp_path / "out.work" not in used[0].parents
 
 
 def test_rows_with_labels_that_the_model_does_not_know_are_refused(prune_call: Any, tmp_path: Path) -> None:
