@@ -104,6 +104,7 @@ class Recovery:
                     "learning_rate": self.settings.learning_rate,
                     "strategy": "full",
                     "quantized_base": "none",
+                    "teacher": None,
                     "layer_decay": 1.0,
                     "augment": (),
                     "dropout": 0.0,

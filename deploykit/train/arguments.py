@@ -79,7 +79,7 @@ def precision_of(asked: str) -> str:
     import torch
 
     if asked == "fp16" and not torch.cuda.is_available():
-        raise TrainingError("finetune.precision=fp16 needs a GPU", "use auto, fp32 or bf16")
+        raise TrainingError("precision fp16 needs a GPU", "use auto, fp32 or bf16")
     if asked != "auto":
         return asked
     return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp32"

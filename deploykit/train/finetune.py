@@ -114,20 +114,22 @@ def finetune(
         seed: of the new head, the order of the data, and dropout.
         trust_pickle: load pickled weights, which can run code.
         entries: what messages are compared with, for the loss of two towers; their names are those of the data.
-        lesson: learn from a teacher too.
+        lesson: learn from a teacher too: `settings.teacher`, or the whole model of one that is cut.
         tracking: what hears of the curves.
         stage: what progress is reported as.
         rounded_epochs: the last epochs, in which weights and activations are rounded as static int8 rounds them.
         listener: hears of progress.
 
     Raises:
-        TrainingError: the loss or a metric is not a number, the message names the step; or fp16 without a GPU.
+        TrainingError: the loss or a metric is not a number, the message names the step; fp16 without a GPU; or settings
+            that do not go together.
         ModelError: the checkpoint is damaged, unsafe or of the wrong kind.
     """
     from transformers import set_seed
 
     check_checkpoint(model, trust_pickle=trust_pickle, beside=medium_of(task).beside)
-    loss: Loss = "cross_entropy" if lesson is not None else chosen_loss(settings, task)
+    # A cut model learns from the whole one whatever that was trained by.
+    loss: Loss = "cross_entropy" if lesson is not None and settings.teacher is None else chosen_loss(settings, task)
     workspace.mkdir(parents=True, exist_ok=True)
     if not is_main_process():
         listener = ignore  # one of them speaks for all

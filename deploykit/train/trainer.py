@@ -21,7 +21,7 @@ from deploykit.train.rows import row_length
 from deploykit.train.strategy import Adapter
 from deploykit.train.towers import TowerSampler
 
-NAN_HINT = "lower finetune.learning_rate, or use finetune.precision=fp32"
+NAN_HINT = "lower the learning_rate of this training, or compute in precision fp32"
 _SAVE_EVERY_S = 60.0
 """Seconds of training between two checkpoints at least, so that a kill loses little and saving costs little."""
 

@@ -15,10 +15,11 @@ import pytest
 
 from deploykit.compress.search import name_of
 from deploykit.errors import ModelError
-from deploykit.events import Progress, Warn
+from deploykit.events import Progress, Warn, ignore
 from deploykit.latency.measure import Samples
 from deploykit.pipeline.clock import Bench
 from deploykit.pipeline.compression import join_pruning, prune_to_goal
+from deploykit.pipeline.recovery import Recovery
 from deploykit.recipe import Finetune, Goal, Prune, Quantize
 from deploykit.report.result import model_size_mb
 from deploykit.runners import Target
@@ -256,3 +257,20 @@ def test_finalists_are_tried_through_a_study_as_they_are_without(
     )
     assert count == len(done)
     assert len(timed) == before
+
+
+def test_a_cut_model_learns_from_the_whole_one_and_no_other_teacher(
+    toy_data: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: dict[str, Any] = {}
+
+    def finetune(model: Path, data: Any, settings: Finetune, *_: Any, **rest: Any) -> None:
+        given.update(rest, settings=settings)
+
+    monkeypatch.setattr("deploykit.train.finetune.finetune", finetune)
+    asked = Finetune(teacher="a larger one", quantized_base="nf4", strategy="lora")
+    Recovery(tmp_path, TASK, toy_data, Prune(), asked, 0, ignore, True).run(
+        tmp_path / "cut", tmp_path / "out", tmp_path / "work"
+    )
+    assert given["lesson"].teacher == tmp_path
+    assert (given["settings"].teacher, given["settings"].quantized_base) == (None, "none")

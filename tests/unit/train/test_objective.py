@@ -13,12 +13,12 @@ import torch
 from pydantic import ValidationError
 from torch.nn import functional
 
-from deploykit.errors import ModelError
+from deploykit.errors import ModelError, TrainingError
 from deploykit.recipe import Finetune
 from deploykit.tasks import find_task
 from deploykit.tasks.base import Section
 from deploykit.train.finetune import finetune
-from deploykit.train.lesson import lesson_from_teacher
+from deploykit.train.lesson import Lesson, lesson_from_teacher
 from deploykit.train.objective import Objective, class_weights
 
 TASK = find_task("text-classification")
@@ -213,6 +213,18 @@ def test_a_teacher_of_other_pieces_or_labels_is_refused(
         lesson_from_teacher(settings, trained, tiny_checkpoint("roberta"), toy_data.label_names)
     with pytest.raises(ModelError, match="4 labels"):
         lesson_from_teacher(settings, trained, tiny_checkpoint("bert"), ("a", "b"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [({"loss": "contrastive"}, "leaves no room for finetune.teacher"), ({"epochs": 0}, "nothing is trained")],
+)
+def test_a_teacher_nobody_would_learn_from_is_refused(
+    settings: dict[str, Any], words: str, trained: Path, toy_data: Any, tmp_path: Path
+) -> None:
+    asked = Finetune(teacher=str(trained), **settings)
+    with pytest.raises(TrainingError, match=words):
+        finetune(trained, toy_data, asked, TASK, tmp_path / "out", workspace=tmp_path / "work", lesson=Lesson(trained))
 
 
 @pytest.mark.parametrize(
