@@ -260,7 +260,7 @@ def test_finalists_are_tried_through_a_study_as_they_are_without(
 
 
 def test_a_cut_model_learns_from_the_whole_one_and_no_other_teacher(
-    toy_data: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained: Path, toy_data: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given: dict[str, Any] = {}
 
@@ -269,8 +269,7 @@ def test_a_cut_model_learns_from_the_whole_one_and_no_other_teacher(
 
     monkeypatch.setattr("deploykit.train.finetune.finetune", finetune)
     asked = Finetune(teacher="a larger one", quantized_base="nf4", strategy="lora")
-    Recovery(tmp_path, TASK, toy_data, Prune(), asked, 0, ignore, True).run(
-        tmp_path / "cut", tmp_path / "out", tmp_path / "work"
-    )
-    assert given["lesson"].teacher == tmp_path
+    whole = tmp_path / "whole"
+    Recovery(whole, TASK, toy_data, Prune(), asked, 0, ignore, True).run(trained, tmp_path / "out", tmp_path / "work")
+    assert given["lesson"].teacher == whole
     assert (given["settings"].teacher, given["settings"].quantized_base) == (None, "none")
