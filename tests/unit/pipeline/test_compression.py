@@ -273,3 +273,28 @@ def test_a_cut_model_learns_from_the_whole_one_and_no_other_teacher(
     Recovery(whole, TASK, toy_data, Prune(), asked, 0, ignore, True).run(trained, tmp_path / "out", tmp_path / "work")
     assert given["lesson"].teacher == whole
     assert (given["settings"].teacher, given["settings"].quantized_base) == (None, "none")
+
+
+@pytest.mark.parametrize(
+    ("layers", "settings", "epochs", "hidden"),
+    [
+        (1, Prune(), 40.0, 0.0),
+        (2, Prune(), 16.0, 5.0),
+        (1, Prune(epochs=3, hidden_weight=2), 3.0, 2.0),
+        (2, Prune(epochs=3, hidden_weight=0), 3.0, 0.0),
+    ],
+)
+def test_a_single_layer_learns_longer_and_from_answers_alone_unless_told(
+    layers: int, settings: Prune, epochs: float, hidden: float, trained: Path, toy_data: Any, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    given: dict[str, Any] = {}
+
+    def finetune(model: Path, data: Any, settings: Finetune, *_: Any, **rest: Any) -> None:
+        given.update(rest, settings=settings)
+
+    monkeypatch.setattr("deploykit.train.finetune.finetune", finetune)
+    config = json.loads((trained / "config.json").read_text(encoding="utf-8")) | {"num_hidden_layers": layers}
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    Recovery(trained, TASK, toy_data, settings, Finetune(), 0, ignore, True).run(tmp_path, tmp_path, tmp_path)
+    assert (given["settings"].epochs, given["lesson"].hidden_weight) == (epochs, hidden)
