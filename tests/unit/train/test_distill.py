@@ -173,8 +173,15 @@ def test_the_last_answers_of_another_teacher_are_not_used(
     for identity in ("a", "a", "b"):
         teach(Model(), rows, "logits", pad, tmp_path, identity=identity)
     assert len(calls) == 2
-    teach(Model(), [{"input_ids": [1, 2, 4]}], "logits", pad, tmp_path, identity="b")
+    others = [{"input_ids": [1, 2, 4]}]
+    teach(Model(), others, "logits", pad, tmp_path, identity="b")
     assert len(calls) == 3
+    kept = teach(Model(), others, "logits", pad, tmp_path, identity="b", hidden=False)
+    assert len(calls) == 3, "what has the hidden states has the logits too"
+    assert kept.hidden is None
+    teach(Model(), others, "logits", pad, tmp_path, identity="c", hidden=False)
+    teach(Model(), others, "logits", pad, tmp_path, identity="c")
+    assert len(calls) == 5
 
 
 def test_messages_without_labels_and_altered_copies_are_learned_from_in_as_many_steps(
