@@ -38,9 +38,8 @@ class Finetune(Section):
         "prefix",
     ] = Field(
         default="full",
-        description="What is trained: all layers, the head, upper layers, gradually more, biases, normalizations; an "
-        "adapter of peft, merged in the end; virtual tokens (p_tuning: through a network), or (prefix) keys and values "
-        "in front of every layer's own.",
+        description="What is trained: all layers, the head, upper layers, gradually more, biases, normalizations; a "
+        "peft adapter, merged in the end; virtual tokens (p_tuning: through a network); keys and values (prefix).",
     )
     loss: Literal["auto", "cross_entropy", "contrastive", "two_towers"] = Field(
         default="auto",
