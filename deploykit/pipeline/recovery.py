@@ -108,8 +108,8 @@ class Recovery:
                     "layer_decay": 1.0,
                     "augment": (),
                     "dropout": 0.0,
-                    # What is left is so small that casting its weights costs more than bf16 gains on a CPU.
-                    "precision": "fp32" if on_cpu() else self.finetune.precision,
+                    # Of one layer, casting the weights costs more than bf16 gains on a CPU.
+                    "precision": "fp32" if layers == 1 and on_cpu() else self.finetune.precision,
                     "freeze_embeddings": self.freeze_embeddings,
                 }
             ),

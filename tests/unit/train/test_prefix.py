@@ -174,14 +174,12 @@ def test_what_is_saved_answers_alike_alone_in_a_padded_batch_and_in_every_implem
     assert json.loads((tmp_path / "again" / "config.json").read_text())[PREFIX_KEY] == 5
 
 
-def test_what_was_learned_is_what_lies_on_disk(tuned: Callable[..., Any], toy_data: Any) -> None:
+def test_what_was_learned_is_what_lies_on_disk(
+    tuned: Callable[..., Any], toy_data: Any, accuracy_on_disk: Callable[..., float]
+) -> None:
     result, _, out = tuned()
-    validation = toy_data.validation.take(range(32))
-    with open_runner(Target("torch", str(out))) as runner:
-        outputs = infer_all(runner, list(validation.texts), [[index] for index in range(32)])
-    right = TASK.right_answers(validation.labels, toy_data.label_names)
-    scores = TASK.scores(TASK.answers(outputs, toy_data.label_names), right)
-    assert scores.value == pytest.approx(result.metrics["accuracy"])
+    found = accuracy_on_disk(out, toy_data.validation.take(range(32)), toy_data.label_names)
+    assert found == pytest.approx(result.metrics["accuracy"])
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

@@ -108,14 +108,12 @@ def real_ids(input_ids: Any, attention_mask: Any) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("name", ["prompt", "p_tuning"])
-def test_what_was_learned_is_what_lies_on_disk(name: str, tuned: Callable[..., Any], toy_data: Any) -> None:
+def test_what_was_learned_is_what_lies_on_disk(
+    name: str, tuned: Callable[..., Any], toy_data: Any, accuracy_on_disk: Callable[..., float]
+) -> None:
     result, _, out = tuned(strategy=name)
-    validation = toy_data.validation.take(range(32))
-    with open_runner(Target("torch", str(out))) as runner:
-        outputs = infer_all(runner, list(validation.texts), [[index] for index in range(32)])
-    right = TASK.right_answers(validation.labels, toy_data.label_names)
-    scores = TASK.scores(TASK.answers(outputs, toy_data.label_names), right)
-    assert scores.value == pytest.approx(result.metrics["accuracy"])
+    found = accuracy_on_disk(out, toy_data.validation.take(range(32)), toy_data.label_names)
+    assert found == pytest.approx(result.metrics["accuracy"])
 
 
 def test_the_virtual_tokens_learn_what_the_head_can_not(trained: Path, toy_data: Any, tmp_path: Path) -> None:

@@ -84,14 +84,12 @@ def test_lora_learns(trained: Path, toy_data: Any, tmp_path: Path) -> None:
     assert result.trainable < result.parameters / 3
 
 
-def test_a_merged_adapter_answers_as_it_did_in_training(train: Callable[..., Any], toy_data: Any) -> None:
+def test_a_merged_adapter_answers_as_it_did_in_training(
+    train: Callable[..., Any], toy_data: Any, accuracy_on_disk: Callable[..., float]
+) -> None:
     result, _, out = train(strategy="lora", epochs=6)
-    validation = toy_data.validation.take(range(32))
-    with open_runner(Target("torch", str(out))) as runner:
-        outputs = infer_all(runner, list(validation.texts), [[index] for index in range(32)])
-    right = TASK.right_answers(validation.labels, toy_data.label_names)
-    scores = TASK.scores(TASK.answers(outputs, toy_data.label_names), right)
-    assert scores.value == pytest.approx(result.metrics["accuracy"])
+    found = accuracy_on_disk(out, toy_data.validation.take(range(32)), toy_data.label_names)
+    assert found == pytest.approx(result.metrics["accuracy"])
 
 
 def test_adapters_need_peft(train: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
