@@ -13,13 +13,14 @@ from __future__ import annotations
 import statistics
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from machine_facts import finish
 from numpy.typing import NDArray
 from peers import recipe_options
 
+from deploykit.artifacts.store import Store
 from deploykit.cli.render import Screen
 from deploykit.data.dataset import LabelledData
 from deploykit.data.table import Table
@@ -27,9 +28,10 @@ from deploykit.parity.intervals import paired_drop_upper
 from deploykit.pipeline.choice import sampled
 from deploykit.pipeline.clock import Bench
 from deploykit.pipeline.compression import prune_to_goal
-from deploykit.pipeline.context import data_from_artifact
-from deploykit.pipeline.plan import make_plan
+from deploykit.pipeline.context import Context
+from deploykit.pipeline.plan import Stage, make_plan
 from deploykit.pipeline.run import run_recipe
+from deploykit.pipeline.stages import pruning_of
 from deploykit.recipe import Recipe, load_recipe
 from deploykit.runners import Target, infer_all, open_runner
 from deploykit.tasks import Task, find_task
@@ -49,24 +51,22 @@ def main() -> None:
     recipe = load_recipe(options.recipe, settings)
     task = find_task(recipe.task)
     with Screen() as screen:
-        run_recipe(recipe, until="finetune", workspace=options.workspace, listener=screen)
-        steps = {step.stage: step for step in make_plan(recipe, Path()).steps}
-        store = options.workspace / "store"
-        folders = {stage: store / stage / str(steps[stage].key)[:16] for stage in ("data", "finetune")}
-        data = data_from_artifact(folders["data"])
-        work = options.workspace / "seeds" / str(steps["prune"].key)[:16]
+        run_recipe(recipe, until="teachers", workspace=options.workspace, listener=screen)
+        context = Context(recipe, Path(), make_plan(recipe, Path()), Store(options.workspace / "store"), screen)
+        for stage in context.plan.step("prune").parents:
+            found = context.store.find(stage, str(context.plan.step(cast(Stage, stage)).key))
+            assert found is not None
+            context.artifacts[stage] = found
+        data = context.data()
+        work = options.workspace / "seeds" / str(context.plan.step("prune").key)[:16]
         info: dict[str, Any] = {}
         with tempfile.TemporaryDirectory() as best:
-            prune_to_goal(
-                folders["finetune"], Path(best), task=task, data=data, settings=recipe.prune, finetune=recipe.finetune,
-                goal=recipe.goal, quantize=recipe.quantize, target=recipe.export.target,
-                threads=recipe.package.threads, seed=recipe.seed, workspace=work, info=info, listener=screen,
-            )  # fmt: skip
+            prune_to_goal(context.whole, Path(best), workspace=work, info=info, **pruning_of(context))
     recovery = info["recovery"]
     seeds = recovery.get("seeds") or {str(recipe.seed): recovery}
-    before = work / "trimmed" if (work / "trimmed").is_dir() else folders["finetune"]
+    before = work / "trimmed" / "0" if info.get("vocabulary") else context.whole
     shipped = {seed: _quantized(recipe, task, data, before, work, seed) for seed in seeds}
-    whole = {name: _right(Target("torch", str(folders["finetune"])), task, data, name) for name in _splits(data)}
+    whole = {name: _right(Target("torch", str(context.whole)), task, data, name) for name in _splits(data)}
     right = {seed: {name: _right(target, task, data, name) for name in whole} for seed, target in shipped.items()}
     chosen = str(recovery.get("seed", recipe.seed))
     b = int(np.sum(whole["test"] & ~right[chosen]["test"]))
@@ -78,6 +78,7 @@ def main() -> None:
         {
             "kept": options.keep,
             "vocabulary": info.get("vocabulary"),
+            "teachers": recipe.prune.teachers,
             "epochs": recipe.prune.epochs_for(len(options.keep)),
             "n": len(whole["test"]),
             "unpruned_pytorch": {name: float(found.mean()) for name, found in whole.items()},

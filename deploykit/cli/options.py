@@ -14,7 +14,7 @@ __all__ = [
 
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -73,11 +73,13 @@ def _file_or_fraction(context: click.Context, option: click.Parameter, text: str
     return held_out
 
 
-def section_options(section: type[Section]) -> Callable[[Command], Command]:
-    """An option for each field of a recipe section, with its description, default and choices."""
+def section_options(section: type[Section], *, without: Collection[str] = ()) -> Callable[[Command], Command]:
+    """An option for each field of a recipe section but `without`, with its description, default and choices."""
 
     def decorate(command: Command) -> Command:
         for name, field in reversed(section.model_fields.items()):
+            if name in without:
+                continue
             option = name.replace("_", "-")
             command = click.option(
                 f"--{option}/--no-{option}" if field.annotation is bool else f"--{option}",

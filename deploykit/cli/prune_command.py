@@ -37,7 +37,11 @@ from deploykit.recipe import Goal, Prune
 )
 @click.option("--worker", is_flag=True, help="Train for the same command on another machine, which shares its study.")
 @column_options
-@section_options(Prune)
+@click.option(
+    "--teacher", "teachers", multiple=True, type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Another fine-tuning of the same model, from another seed, to learn from too.",
+)  # fmt: skip
+@section_options(Prune, without=["teachers"])
 @as_json
 def command(
     model: Path,
@@ -55,6 +59,7 @@ def command(
     seed: int,
     study: str | None,
     worker: bool,
+    teachers: tuple[Path, ...],
     text: str,
     label: str | tuple[str, ...],
     as_json: bool,
@@ -91,6 +96,7 @@ def command(
             seed=seed,
             study=study,
             worker=worker,
+            teachers=teachers,
             listener=screen,
         )
     if as_json:

@@ -188,6 +188,7 @@ def prune_alone(
     seed: int,
     study: str | None = None,
     worker: bool = False,
+    teachers: Sequence[Path] = (),
     listener: Listener = ignore,
 ) -> tuple[str, dict[str, Any]]:
     """Prune a fine-tuned checkpoint folder until it is as fast and small as the goal asks, and let it recover.
@@ -209,6 +210,7 @@ def prune_alone(
         seed: of every random choice.
         study: a storage (see `open_study`) through which processes elsewhere take part in the short recoveries.
         worker: take part in the pruning that another process shares there, in place of pruning.
+        teachers: checkpoint folders of more fine-tunings of the same model, that teach too.
         listener: hears of progress.
 
     Returns:
@@ -216,9 +218,11 @@ def prune_alone(
 
     Raises:
         UsageError: the goal has no limit on speed or size, or the study is not there.
+        ModelError: a teacher has another tokenizer or other labels.
         MissingDependencyError: a study is asked for, and Optuna is not installed.
     """
     from deploykit.pipeline.compression import join_pruning, prune_to_goal
+    from deploykit.train.lesson import check_teaches
 
     refuse_where_no_texts(task, ["pruning"])
     if worker and study is None:
@@ -228,12 +232,15 @@ def prune_alone(
         raise UsageError("there is no speed or size to prune to", hint)
     check_prunable(model)
     labels = labels_from_folder(model)
+    for teacher in teachers:
+        check_teaches(teacher, model, labels)
     data = load_training_data(train, validation, _columns(columns, task), seed, unlabelled=unlabelled)
     data = replace(data, label_names=tuple(labels))
     find_task(task).right_answers(data.train.labels or (), labels)
     rows = _rows(data)
     dumps = [settings.model_dump(mode="json"), goal.model_dump(mode="json")]
     rows.append(list(data.unlabelled))
+    rows += [dict(digest_tree(teacher)) for teacher in teachers]
     key = digest_json([dict(digest_tree(model)), *dumps, task, target, threads, seed, *rows])
     workspace = out.absolute().with_name(f"{out.name}.work") / key[:16]
     shared = None if study is None else open_study(study, key, listener, join=worker)
@@ -241,7 +248,7 @@ def prune_alone(
     same: dict[str, Any] = {
         "task": find_task(task), "data": data, "settings": settings, "finetune": Finetune(), "goal": goal,
         "quantize": Quantize(), "target": target, "threads": threads, "seed": seed, "study": shared,
-        "listener": listener,
+        "others": teachers, "listener": listener,
     }  # fmt: skip
     if worker:
         with tempfile.TemporaryDirectory(prefix="deploykit-worker-") as scratch:  # OUT.work may be the other process's

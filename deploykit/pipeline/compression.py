@@ -53,6 +53,7 @@ def prune_to_goal(
     seed: int,
     workspace: Path,
     info: dict[str, Any],
+    others: Sequence[Path] = (),
     study: Study | None = None,
     listener: Listener = ignore,
 ) -> str:
@@ -72,6 +73,7 @@ def prune_to_goal(
         seed: of the calibration messages, the search and the recovery.
         workspace: keeps what was measured and the recovery's checkpoints.
         info: is filled with what was found.
+        others: checkpoint folders of more fine-tunings of the same model, that teach too.
         study: shares the short recoveries of finalists with other machines.
         listener: hears of progress.
 
@@ -83,7 +85,7 @@ def prune_to_goal(
     """
     work = _set_up(
         teacher, task=task, data=data, settings=settings, finetune=finetune, goal=goal, quantize=quantize,
-        target=target, threads=threads, seed=seed, workspace=workspace, listener=listener,
+        target=target, threads=threads, seed=seed, workspace=workspace, others=others, listener=listener,
     )  # fmt: skip
     bench, recovery, cuts = work.bench, work.recovery, work.cuts
     info.update(work.trimmed)
@@ -153,6 +155,7 @@ def _set_up(
     seed: int,
     workspace: Path,
     listener: Listener,
+    others: Sequence[Path] = (),
 ) -> _Work:
     import torch
 
@@ -160,7 +163,7 @@ def _set_up(
 
     whole, trimmed = teacher, dict[str, Any]()
     if settings.retrains or goal.size_mb is not None:  # a word that is cut finer has to be learned
-        teacher, trimmed = _trimmed(teacher, task, data, settings, workspace, listener)
+        (teacher, *others), trimmed = _trimmed((teacher, *others), task, data, settings, workspace, listener)
     texts = sampled(data.train.texts, settings.calibration_rows, seed)
     bench = Bench(
         task,
@@ -176,7 +179,7 @@ def _set_up(
     )
     bench.folder.mkdir(parents=True, exist_ok=True)
     frozen = finetune.freeze_embeddings and not trimmed
-    recovery = Recovery(teacher, task, data, settings, finetune, seed, listener, frozen)
+    recovery = Recovery(teacher, task, data, settings, finetune, seed, listener, frozen, others)
     model = task.load_model(teacher, dtype=torch.float32, attn_implementation="sdpa").eval()
     encoder = Encoder(teacher)
     batches, more = (_batches(encoder, sampled(data.train.texts, rows, seed)) for rows in (len(texts), _FITTED_ROWS))
@@ -209,16 +212,18 @@ def _named(keep: Sequence[str], model: Any) -> list[LayerChoice] | None:
 
 
 def _trimmed(
-    teacher: Path, task: Task, data: LabelledData, settings: Prune, workspace: Path, listener: Listener
-) -> tuple[Path, dict[str, Any]]:
-    """The teacher with a trimmed vocabulary, and what stayed; the teacher itself, and nothing, where none was."""
-    out = workspace / "trimmed"
+    teachers: Sequence[Path], task: Task, data: LabelledData, settings: Prune, workspace: Path, listener: Listener
+) -> tuple[Sequence[Path], dict[str, Any]]:
+    """The teachers with a trimmed vocabulary, and what stayed; they themselves, and nothing, where none was."""
+    outs = [workspace / "trimmed" / str(number) for number in range(len(teachers))]
     kept = read_note(workspace / "trimmed.json")
     if kept is None and settings.vocabulary != "all":
-        shutil.rmtree(out, ignore_errors=True)
+        shutil.rmtree(workspace / "trimmed", ignore_errors=True)
         texts = (*data.train.texts, *data.validation.texts, *data.unlabelled)
+        found = None
         try:
-            found = trim_vocabulary(teacher, out, task, texts, commonest=settings.vocabulary)
+            for teacher, out in zip(teachers, outs, strict=True):
+                found = trim_vocabulary(teacher, out, task, texts, commonest=settings.vocabulary)
         except ModelError as error:
             listener(Warn(f"{error.message}: the whole vocabulary stays"))
             found = None
@@ -226,10 +231,10 @@ def _trimmed(
         workspace.mkdir(parents=True, exist_ok=True)
         write_atomic(workspace / "trimmed.json", json.dumps(kept).encode())
     if not kept:
-        return teacher, {}
+        return teachers, {}
     count = kept["vocabulary"]
     listener(Note(f"vocabulary: {count['kept']:,} of {count['pieces']:,} pieces stay"))
-    return out, kept
+    return outs, kept
 
 
 def _batches(encoder: Any, texts: Sequence[str]) -> list[dict[str, Any]]:

@@ -31,9 +31,8 @@ from deploykit.runners.untrusted import check_checkpoint
 from deploykit.tasks import find_medium, find_task, is_of_texts
 
 _VERSION: Final[Mapping[Stage, int]] = {
-    "data": 2, "pretrain": 1, "finetune": 2, "index": 1, "prune": 3, "export": 2, "quantize": 4, "package": 4,
-    "parity": 2,
-    "latency": 1, "publish": 1,
+    "data": 2, "pretrain": 1, "finetune": 2, "index": 1, "teachers": 1, "prune": 3, "export": 2,
+    "quantize": 4, "package": 4, "parity": 2, "latency": 1, "publish": 1,
 }  # fmt: skip
 """Of each stage's code: raised when it makes something else of the same input, so that older artefacts are not used."""
 
@@ -42,6 +41,7 @@ _PACKAGES: Final[Mapping[Stage, tuple[str, ...]]] = {
     "pretrain": ("torch", "transformers", "accelerate"),
     "finetune": ("torch", "transformers", "accelerate"),
     "index": ("torch", "transformers"),
+    "teachers": ("torch", "transformers", "accelerate"),
     "prune": ("torch", "transformers", "accelerate", "onnx", "onnxscript", "onnxruntime"),
     "export": ("torch", "transformers", "onnx", "onnxscript", "onnxruntime"),
     "quantize": ("onnx", "onnxruntime"),
@@ -133,6 +133,13 @@ def make_plan(recipe: Recipe, base: Path, *, download: bool = True) -> Plan:
     entries: dict[str, JsonValue] = {
         "entries": files.get("entries"), "columns": [data["text"], data["label"], data["answer"]]
     }  # fmt: skip
+    trained = (
+        task
+        | {"model": model, "seed": recipe.seed, "trust_pickle": recipe.trust_pickle}
+        | dump["finetune"]
+        | taught
+        | (entries if _learns_entries(recipe) else {})
+    )
     settings: dict[Stage, dict[str, JsonValue]] = {
         "data": task
         | {
@@ -146,12 +153,9 @@ def make_plan(recipe: Recipe, base: Path, *, download: bool = True) -> Plan:
         "pretrain": {"model": model, "seed": recipe.seed, "trust_pickle": recipe.trust_pickle}
         | {"max_length": recipe.finetune.max_length}
         | dump["pretrain"],
-        "finetune": task
-        | {"model": model, "seed": recipe.seed, "trust_pickle": recipe.trust_pickle}
-        | dump["finetune"]
-        | taught
-        | (entries if _learns_entries(recipe) else {}),
+        "finetune": trained,
         "index": task | entries,
+        "teachers": trained | entries | {"teachers": recipe.prune.teachers},
         "prune": task
         | {limit: dump["goal"][limit] for limit in ("speedup", "p50_ms", "p99_ms", "size_mb")}
         | {"seed": recipe.seed, "finetune": dump["finetune"], "quantize": dump["quantize"]}
@@ -167,12 +171,14 @@ def make_plan(recipe: Recipe, base: Path, *, download: bool = True) -> Plan:
         "latency": dump["latency"],
         "publish": {},
     }
+    start_of: tuple[Stage, ...] = (*(("pretrain",) if recipe.pretrains else ()), "data")
     parents: dict[Stage, tuple[Stage, ...]] = {
         "data": (),
         "pretrain": ("data",),
-        "finetune": (*(("pretrain",) if recipe.pretrains else ()), "data"),
+        "finetune": start_of,
         "index": ("finetune", "data"),
-        "prune": (recipe.whole_stage, "data"),
+        "teachers": start_of,
+        "prune": (recipe.whole_stage, *(("teachers",) if recipe.has_teachers else ()), "data"),
         "export": (recipe.model_stage,),
         "quantize": ("export", "data"),
         "package": ("quantize", "data"),
@@ -181,6 +187,7 @@ def make_plan(recipe: Recipe, base: Path, *, download: bool = True) -> Plan:
         "publish": (),
     }
     wanted = {"pretrain": recipe.pretrains, "index": recipe.data.entries is not None, "prune": recipe.prunes}
+    wanted["teachers"] = recipe.has_teachers
     keys: dict[str, JsonValue] = {}
     steps = []
     for stage in STAGES:

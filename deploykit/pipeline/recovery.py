@@ -1,4 +1,4 @@
-"""How a cut model learns from the whole one."""
+"""How a cut model learns from the whole one, and from other fine-tunings of it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ __all__ = ["Recovery"]
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,6 +43,7 @@ class Recovery:
             rows for a trial.
         listener: hears of progress.
         freeze_embeddings: whether they stay as they are; those of a trimmed vocabulary cost little to train.
+        others: checkpoint folders of more whole models that teach too.
     """
 
     teacher: Path
@@ -52,6 +54,7 @@ class Recovery:
     seed: int
     listener: Listener
     freeze_embeddings: bool
+    others: Sequence[Path] = ()
 
     def best(self, pruned: Path, out: Path, workspace: Path) -> dict[str, Any]:
         """Recover `pruned` from as many seeds as the settings say, and write the best on validation to `out`.
@@ -123,6 +126,7 @@ class Recovery:
                 self.settings.soft_weight,
                 self.settings.hidden_weight_for(layers),
                 cache=workspace.parent / f"teacher-{len(data.train)}",
+                others=self.others,
                 unlabelled=data.unlabelled,
                 copies=copies,
                 seed=self.seed,

@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import JsonValue
 
@@ -18,14 +18,18 @@ from deploykit.artifacts.store import Draft
 from deploykit.data.dataset import load_data
 from deploykit.data.kept import write_table, write_texts
 from deploykit.data.suspects import find_suspects
-from deploykit.events import Warn
+from deploykit.events import Note, Warn
 from deploykit.export.compatibility import preflight
 from deploykit.pipeline.choice import choose_variant, sampled
-from deploykit.pipeline.context import Context
+from deploykit.pipeline.context import Context, data_from_artifact
 from deploykit.pipeline.packaging import package_settings
 from deploykit.pipeline.plan import Stage
 from deploykit.pipeline.study import Study, open_study
 from deploykit.runners.medium import columns_of, medium_of
+
+if TYPE_CHECKING:
+    from deploykit.train.finetune import FinetuneResult
+    from deploykit.train.tracking import Tracking
 
 
 @dataclass(frozen=True)
@@ -90,45 +94,79 @@ def _make_pretrain(context: Context, draft: Draft) -> str:
 
 
 def _make_finetune(context: Context, draft: Draft) -> str:
+    from deploykit.train.tracking import Tracking
+
+    recipe, key = context.recipe, context.plan.step("finetune").key
+    assert key is not None
+    tracking = Tracking(recipe.track, context.store.root.parent / "tracking", recipe.name) if recipe.track else None
+    result = _finetuned(
+        context, draft.path, context.store.workspace("finetune", key), seed=recipe.seed, tracking=tracking
+    )
+    draft.info.update(json.loads(json.dumps(dataclasses.asdict(result))))
+    metric = result.metrics[context.task.metric]
+    return f"{context.task.metric} {metric:.2%} on validation after {result.steps:,} steps on {result.device}"
+
+
+def _make_teachers(context: Context, draft: Draft) -> str:
+    from deploykit.data.entries import read_entries
+    from deploykit.train.index import index_checkpoint
+
+    recipe, key = context.recipe, context.plan.step("teachers").key
+    assert key is not None
+    workspace, found = context.store.workspace("teachers", key), dict[str, Any]()
+    for number in range(1, recipe.prune.teachers):
+        context.listener(Note(f"teacher {number} of {recipe.prune.teachers - 1} beside the model"))
+        out, seed = draft.path / str(number), recipe.seed + number
+        trained = out if recipe.data.entries is None else workspace / f"{number}-trained"
+        result = _finetuned(context, trained, workspace / str(number), seed=seed, stage="teachers")
+        if recipe.data.entries is not None:
+            index_checkpoint(trained, out, context.task, read_entries(recipe.data, context.base))
+        found[str(seed)] = json.loads(json.dumps(dataclasses.asdict(result)))
+    draft.info["seeds"] = found
+    metrics = ", ".join(f"{each['metrics'][context.task.metric]:.2%}" for each in found.values())
+    return f"{context.task.metric} {metrics} on validation"
+
+
+def _finetuned(
+    context: Context, out: Path, workspace: Path, *, seed: int, tracking: Tracking | None = None,
+    stage: Stage = "finetune",
+) -> FinetuneResult:  # fmt: skip
+    """Fine-tune the recipe's model on its data into `out`."""
     from deploykit.data.entries import read_entries
     from deploykit.runners.checkpoint import resolve_or_error
     from deploykit.tasks.pruned import check_prunable
     from deploykit.train.finetune import finetune
     from deploykit.train.lesson import lesson_from_teacher
     from deploykit.train.objective import asked_loss
-    from deploykit.train.tracking import Tracking
     from deploykit.train.translate import with_located_translators
 
-    recipe, key = context.recipe, context.plan.step("finetune").key
-    assert key is not None
+    recipe = context.recipe
     pretrained = context.folder("pretrain") if recipe.pretrains else None
     location = pretrained or resolve_or_error(recipe.model, context.base)
     if recipe.prunes:
         check_prunable(location)  # before it is trained for nothing
-    data, entries, lesson = context.data(), None, None
+    data, entries, lesson = data_from_artifact(context.folder("data")), None, None
     if asked_loss(recipe.finetune, context.task) == "two_towers":
         entries = read_entries(recipe.data, context.base)
         data = data.with_labels(entries.names)
     if recipe.finetune.teacher is not None:
         teacher = resolve_or_error(recipe.finetune.teacher, context.base)
         lesson = lesson_from_teacher(recipe.finetune, teacher, location, data.label_names)
-    result = finetune(
+    return finetune(
         location,
         data,
         with_located_translators(recipe.finetune, context.base),
         context.task,
-        draft.path,
-        workspace=context.store.workspace("finetune", key),
-        seed=recipe.seed,
+        out,
+        workspace=workspace,
+        seed=seed,
         trust_pickle=recipe.trust_pickle,
         entries=entries,
         lesson=lesson,
-        tracking=Tracking(recipe.track, context.store.root.parent / "tracking", recipe.name) if recipe.track else None,
+        tracking=tracking,
+        stage=stage,
         listener=context.listener,
     )
-    draft.info.update(json.loads(json.dumps(dataclasses.asdict(result))))
-    metric = result.metrics[context.task.metric]
-    return f"{context.task.metric} {metric:.2%} on validation after {result.steps:,} steps on {result.device}"
 
 
 def _make_index(context: Context, draft: Draft) -> str:
@@ -175,8 +213,15 @@ def pruning_of(context: Context) -> dict[str, Any]:
         "target": recipe.export.target,
         "threads": recipe.package.threads,
         "seed": recipe.seed,
+        "others": _teachers(context),
         "listener": context.listener,
     }
+
+
+def _teachers(context: Context) -> list[Path]:
+    """The other fine-tunings that teach."""
+    count = context.recipe.prune.teachers if context.recipe.has_teachers else 1
+    return [context.folder("teachers") / str(number) for number in range(1, count)]
 
 
 def study_of(context: Context, url: str, *, join: bool = False) -> Study:
@@ -248,6 +293,7 @@ CACHED_STAGES: Mapping[Stage, CachedStage] = {
     "pretrain": CachedStage(_make_pretrain, ("model.safetensors", "config.json"), True),
     "finetune": CachedStage(_make_finetune, ("model.safetensors", "config.json"), True),
     "index": CachedStage(_make_index, ("model.safetensors", "config.json"), True),
+    "teachers": CachedStage(_make_teachers, ("1/model.safetensors", "1/config.json")),
     "prune": CachedStage(_make_prune, ("model.safetensors", "config.json"), True),
     "export": CachedStage(_make_export, ("model.onnx", "plain.onnx", "config.json"), True),
     "quantize": CachedStage(_make_quantize, ("model.onnx", "config.json"), True),

@@ -250,6 +250,11 @@ class Recipe(Section):
         return self.pretrain.epochs > 0
 
     @property
+    def has_teachers(self) -> bool:
+        """Whether other fine-tunings than the model itself teach what is left of it."""
+        return self.prunes and self.prune.retrains and self.prune.teachers > 1
+
+    @property
     def whole_stage(self) -> Literal["finetune", "index"]:
         """The stage whose checkpoint is the whole model, which others are held against."""
         return "finetune" if self.data.entries is None else "index"

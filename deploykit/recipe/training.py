@@ -214,6 +214,11 @@ class Prune(Section):
         le=1000,
         description="Altered copies of each message that the unpruned model answers, to learn from.",
     )
+    teachers: Count = Field(
+        default=1,
+        description="Fine-tunings of the unpruned model, each from another seed, whose mean answer is learned; the"
+        " first is the one that the pruned model is held against.",
+    )
     seeds: Count = Field(
         default=1, description="Recoveries, each with the rows in another order; the best on validation stays."
     )

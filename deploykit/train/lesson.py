@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-__all__ = ["Lesson", "lesson_from_teacher", "taught", "unlabelled_rows"]
+__all__ = ["Lesson", "check_teaches", "lesson_from_teacher", "taught", "unlabelled_rows"]
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from deploykit.artifacts.digest import digest_json, digest_tree
 from deploykit.errors import ModelError
@@ -31,6 +34,7 @@ class Lesson:
         soft_weight: of the teacher's answers; the labels have the rest of 1.
         hidden_weight: of its last hidden states, which must be as wide; 0 leaves them out.
         cache: the folder to keep its answers in; the workspace unless told.
+        others: more checkpoint folders like it; what is learned is the mean of all logits, and the first one's states.
         unlabelled: messages that only the teacher answers. With them an epoch still is as many rows as have labels.
         copies: altered copies of each row, labelled and not, that only the teacher answers.
         seed: of the copies.
@@ -41,6 +45,7 @@ class Lesson:
     soft_weight: float = 0.9
     hidden_weight: float = 5.0
     cache: Path | None = None
+    others: Sequence[Path] = ()
     unlabelled: Sequence[str] = ()
     copies: int = 0
     seed: int = 0
@@ -52,6 +57,21 @@ def lesson_from_teacher(settings: Finetune, teacher: Path, model: Path, labels: 
     Args:
         settings: the recipe's `finetune` section.
         teacher: the checkpoint folder of the larger model, fine-tuned.
+        model: the checkpoint folder of the model that learns.
+        labels: that it learns, in index order.
+
+    Raises:
+        ModelError: the teacher cuts text into other pieces, or knows other labels.
+    """
+    check_teaches(teacher, model, labels)
+    return Lesson(teacher, settings.teacher_temperature, settings.teacher_weight, hidden_weight=0.0)
+
+
+def check_teaches(teacher: Path, model: Path, labels: Sequence[str]) -> None:
+    """Refuse a teacher that a model can't learn from.
+
+    Args:
+        teacher: a checkpoint folder.
         model: the checkpoint folder of the model that learns.
         labels: that it learns, in index order.
 
@@ -71,30 +91,32 @@ def lesson_from_teacher(settings: Finetune, teacher: Path, model: Path, labels: 
             f"the teacher {teacher} knows {len(known)} labels in its order, and the data has {len(labels)} others",
             "fine-tune the teacher on this data first: deploykit finetune",
         )
-    return Lesson(teacher, settings.teacher_temperature, settings.teacher_weight, hidden_weight=0.0)
 
 
 def taught(
     lesson: Lesson, rows: Any, task: Task, pad: Any, workspace: Path, *, stage: str, listener: Listener
 ) -> Distillation:
-    """The teacher's answers to the rows, in their order, and what of them to learn.
+    """The answers of the teacher, or the mean of several ones', to the rows in their order, and what of them to learn.
 
     Raises:
-        ModelError: the teacher is damaged, unsafe or of another kind.
+        ModelError: a teacher is damaged, unsafe or of another kind.
     """
     import torch
 
-    check_checkpoint(lesson.teacher)
-    model = task.load_model(lesson.teacher, attn_implementation="sdpa", dtype=torch.float32)
-    identity = digest_json(dict(digest_tree(lesson.teacher)))
     device = "cpu" if on_cpu() else processes().device
-    folder = lesson.cache or workspace
-    folder.mkdir(parents=True, exist_ok=True)
-    teacher = teach(
-        model.to(device), rows, task.output, pad, folder,
-        identity=identity, hidden=bool(lesson.hidden_weight), stage=stage, listener=listener,
-    )  # fmt: skip
-    return Distillation(teacher, lesson.temperature, lesson.soft_weight, lesson.hidden_weight)
+    found = []
+    for number, checkpoint in enumerate((lesson.teacher, *lesson.others)):
+        check_checkpoint(checkpoint)
+        model = task.load_model(checkpoint, attn_implementation="sdpa", dtype=torch.float32)
+        folder = (lesson.cache or workspace) / (f"other-{number}" if number else "")
+        folder.mkdir(parents=True, exist_ok=True)
+        answers = teach(
+            model.to(device), rows, task.output, pad, folder, identity=digest_json(dict(digest_tree(checkpoint))),
+            hidden=bool(lesson.hidden_weight) and not number, stage=stage, listener=listener,
+        )  # fmt: skip
+        found.append(answers)
+    logits: NDArray[np.float32] = np.stack([each.logits for each in found]).mean(axis=0)
+    return Distillation(replace(found[0], logits=logits), lesson.temperature, lesson.soft_weight, lesson.hidden_weight)
 
 
 def unlabelled_rows(lesson: Lesson, tokenizer: Any, network: Any, task: Task, rows: Sequence[Row]) -> list[Row]:

@@ -38,7 +38,7 @@ def test_the_folder_has_recipes_and_nothing_else() -> None:
 def test_a_recipe_has_a_plan(path: Path) -> None:
     recipe = load_recipe(path, DATA)
     plan = make_plan(recipe, Path(), download=False)
-    left_out = {"pretrain", "prune"} if recipe.data.entries else {"pretrain", "index", "prune"}
+    left_out = {"pretrain", "teachers", "prune"} | (set() if recipe.data.entries else {"index"})
     assert tuple(step.stage for step in plan.steps) == tuple(stage for stage in STAGES if stage not in left_out)
 
 
@@ -48,7 +48,12 @@ def test_a_limit_on_speed_or_size_prunes() -> None:
         return tuple(step.stage for step in make_plan(recipe, Path(), download=False).steps)
 
     for limit in ("speedup", "p50_ms", "p99_ms", "size_mb"):
-        assert stages(f"goal.{limit}=5", "pretrain.epochs=1") == tuple(stage for stage in STAGES if stage != "index")
+        left_out = {"index", "teachers"}
+        assert stages(f"goal.{limit}=5", "pretrain.epochs=1") == tuple(
+            stage for stage in STAGES if stage not in left_out
+        )
+    assert "teachers" in stages("goal.speedup=5", "prune.teachers=2")
+    assert "teachers" not in stages("goal.speedup=5", "prune.teachers=2", "prune.epochs=0"), "none learns from them"
     assert "prune" not in stages("goal.max_drop=0.02")
     assert "prune" not in stages("goal.speedup=5", "prune.strategy=none")
 

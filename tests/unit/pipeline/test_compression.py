@@ -25,6 +25,7 @@ from deploykit.report.result import model_size_mb
 from deploykit.runners import Target
 from deploykit.tasks import find_task
 from deploykit.tasks.pruned import encoder_layers
+from deploykit.train.finetune import finetune
 
 TASK = find_task("text-classification")
 
@@ -66,6 +67,8 @@ def prune(trained: Path, toy_data: Any, tmp_path: Path, timed: list[str]) -> Cal
         data: Any = toy_data,
         task: Any = TASK,
         study: Any = None,
+        others: Any = (),
+        work: str = "work",
         **settings: Any,
     ) -> Any:
         info: dict[str, Any] = {}
@@ -82,8 +85,9 @@ def prune(trained: Path, toy_data: Any, tmp_path: Path, timed: list[str]) -> Cal
             target="triton-25.08",
             threads=1,
             seed=0,
-            workspace=tmp_path / "work",
+            workspace=tmp_path / work,
             info=info,
+            others=others,
             study=study,
             listener=listener,
         )
@@ -195,6 +199,27 @@ def test_the_best_of_several_seeds_stays(prune: Any, tmp_path: Path) -> None:
     assert len(list((tmp_path / "work").glob("teacher-*/teacher-logits.npy"))) == 1, (
         "all seeds learn from the same answers"
     )
+
+
+def test_other_fine_tunings_teach_too_with_the_same_pieces(
+    prune: Any, trained: Path, tiny_checkpoint: Callable[..., Path], toy_data: Any, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    settings = Finetune(epochs=1, learning_rate=5e-3, freeze_embeddings=False)
+    finetune(tiny_checkpoint("bert"), toy_data, settings, TASK, other, workspace=tmp_path / "other-work", seed=1)
+    alone, together = (
+        prune(
+            Goal(), out=f"out-{len(others)}", work=f"work-{len(others)}", keep=("0/4/16",), others=others, vocabulary=0
+        )
+        for others in ((), (other,))
+    )
+    assert together[1]["vocabulary"] == alone[1]["vocabulary"]
+    assert together[1]["recovery"]["metrics"] != alone[1]["recovery"]["metrics"]
+    trimmed = tmp_path / "work-1" / "trimmed"
+    assert (trimmed / "1" / "tokenizer.json").read_bytes() == (trimmed / "0" / "tokenizer.json").read_bytes()
+    answered = [np.load(path) for path in (tmp_path / "work-1").glob("teacher-*/**/teacher-logits.npy")]
+    assert len(answered) == 2
+    assert np.abs(answered[0] - answered[1]).max() > 0.1, "each was asked by itself"
 
 
 def test_the_whole_vocabulary_stays_where_it_is_asked_for(prune: Any, trained: Path) -> None:

@@ -10,15 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers import AutoTokenizer
 
-from deploykit.events import Progress
+from deploykit.events import Progress, ignore
 from deploykit.recipe import Finetune
 from deploykit.runners import Target, infer_all, open_runner
 from deploykit.tasks import find_task
 from deploykit.tasks.base import Section
 from deploykit.train.distill import Distillation, Teacher, distillation_loss
 from deploykit.train.finetune import finetune
-from deploykit.train.lesson import Lesson
+from deploykit.train.lesson import Lesson, taught
 
 TASK = find_task("text-classification")
 
@@ -182,6 +183,28 @@ def test_the_last_answers_of_another_teacher_are_not_used(
     teach(Model(), others, "logits", pad, tmp_path, identity="c", hidden=False)
     teach(Model(), others, "logits", pad, tmp_path, identity="c")
     assert len(calls) == 5
+
+
+def test_of_several_teachers_the_mean_logits_are_learned_and_the_first_ones_states(
+    tiny_checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    checkpoints = [tiny_checkpoint("bert", seed=seed, initializer_range=0.5) for seed in (1, 2, 3)]
+    tokenizer = AutoTokenizer.from_pretrained(checkpoints[0])
+    rows = [dict(tokenizer(text)) for text in ("please cancel my parcel", "password")]
+
+    def answers(name: str, first: Path, *others: Path) -> Distillation:
+        lesson = Lesson(first, others=others, cache=tmp_path / name)
+        return taught(lesson, rows, TASK, tokenizer.pad_with_tensors, tmp_path, stage="prune", listener=ignore)
+
+    tokenizer.pad_with_tensors = lambda batch: tokenizer.pad(batch, return_tensors="pt")
+    alone = [answers(f"alone-{number}", each).teacher for number, each in enumerate(checkpoints)]
+    together = answers("together", *checkpoints).teacher
+    assert np.abs(alone[0].logits - alone[1].logits).max() > 0.01
+    np.testing.assert_allclose(together.logits, np.mean([each.logits for each in alone], axis=0), atol=1e-5)
+    assert together.hidden is not None
+    assert alone[0].hidden is not None
+    np.testing.assert_array_equal(together.hidden, alone[0].hidden)
+    assert not list(tmp_path.glob("together/other-*/teacher-hidden.npy")), "nothing learns from them"
 
 
 def test_messages_without_labels_and_altered_copies_are_learned_from_in_as_many_steps(

@@ -72,15 +72,21 @@ def test_a_head_that_reads_every_token_computes_as_before() -> None:
 
 
 class Pooled(BertForSequenceClassification):
-    """A head over the mean of all tokens."""
+    """A head over the sum of all tokens."""
+
+    as_product = False
 
     def forward(self, input_ids: Any, attention_mask: Any) -> Any:
         states = self.bert(input_ids, attention_mask=attention_mask).last_hidden_state
+        if self.as_product:  # which can't be computed of the first token alone
+            return {"logits": self.classifier((attention_mask[:, None].float() @ states)[:, 0])}
         return {"logits": self.classifier((states * attention_mask[..., None]).sum(1))}
 
 
-def test_a_head_that_pools_every_token_computes_as_before() -> None:
+@pytest.mark.parametrize("as_product", [False, True])
+def test_a_head_that_pools_every_token_computes_as_before(as_product: bool) -> None:
     network = Pooled(network_of("bert").config)
+    network.as_product = as_product
     inputs = {name: BATCH[name] for name in ("input_ids", "attention_mask")}
     whole = network.eval()(**inputs)["logits"]
     with first_token_only(network, BATCH, "logits") as used:
