@@ -7,7 +7,6 @@ __all__ = [
     "Bench",
     "Timings",
     "levels_of",
-    "quiet_ms",
     "read_note",
     "read_sizes",
     "save_model",
@@ -43,7 +42,8 @@ COLUMNS_MULTIPLE = 32
 _TIMED_HEADS = (1.0, 1 / 2, 1 / 6)
 _TIMED_COLUMNS = (1.0, 1 / 2, 1 / 4, 1 / 16)
 """Levels that are timed, as shares of the unpruned layer; between them time is a straight line."""
-_BLOCKS = 8
+_PASSES = 8
+"""How often each message is timed: differences of a tenth of a millisecond drown in fewer."""
 _CHECKED_ON = 8
 """Messages that an exported graph is compared with PyTorch on, beside the made ones."""
 
@@ -116,8 +116,8 @@ class Bench:
         return self.task.load_model(self.checkpoint).eval()
 
     def time(self, targets: Mapping[str, Target]) -> dict[str, Samples]:
-        """Time targets in turn, each in its own process."""
-        return measure(targets, self.messages, blocks=_BLOCKS)
+        """Time targets in turn, each in its own process, on all messages in every block."""
+        return measure(targets, [*self.messages] * _PASSES, blocks=_PASSES)
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ class Timings:
 
 
 def time_shapes(bench: Bench, model: Any, teacher: Path, reference: Target) -> Timings:
-    """Time models of one and two layers, whole and cut, and of all layers, in the final graph and precision.
+    """Time models of one and two layers, whole and cut, and of all, whole and narrow, in the final graph and precision.
 
     FFNs are cut but in the last layer, whose own works for fewer tokens where the head reads the first alone; that one
     is cut by itself.
@@ -177,6 +177,9 @@ def time_shapes(bench: Bench, model: Any, teacher: Path, reference: Target) -> T
     ]
     if column_levels[0] != columns:
         shapes.append([(heads, column_levels[0])])
+    if len(layers) > depth and column_levels[0] != columns:  # what a narrow layer costs shows in many of them
+        few = head_levels[len(head_levels) // 2]
+        shapes.append([*[(few, column_levels[0])] * (len(layers) - 1), (few, columns)])
     kept = read_note(bench.folder / "times.json")
     if kept is None:
         targets = {"reference": reference}
@@ -184,7 +187,7 @@ def time_shapes(bench: Bench, model: Any, teacher: Path, reference: Target) -> T
             bench.listener(Progress("prune", number, len(shapes), "timed shape"))
             targets[str(number)] = _built_shape(bench, model, teacher, shape)
         found = bench.time(targets)
-        kept = {name: quiet_ms(samples) for name, samples in found.items()}
+        kept = {name: samples.p50_ms for name, samples in found.items()}
         tails = [found[name].p99_ms / found[name].p50_ms for name in targets if name != "reference"]
         kept |= {"tail": statistics.median(tails)} | _measured_sizes(shapes, targets, head_size(model), model.config)
         bench.listener(Progress("prune", len(shapes), len(shapes), "timed shape"))
@@ -226,11 +229,6 @@ def _measured_sizes(
     slope = np.polyfit(weights, sizes, 1)[0]
     fixed = max(size - slope * weight for weight, size in zip(weights, sizes, strict=True))
     return {"fixed_mb": float(fixed), "head_mb": float(slope * head), "column_mb": float(slope * column)}
-
-
-def quiet_ms(samples: Samples) -> float:
-    """The median of the quietest block: differences of a tenth of a millisecond drown in the others."""
-    return samples.p50_range_ms[0]
 
 
 def _save_shape(model: Any, teacher: Path, shape: Sequence[tuple[int, int]], out: Path) -> None:

@@ -36,7 +36,6 @@ from deploykit.pipeline.clock import (
     Bench,
     Timings,
     levels_of,
-    quiet_ms,
     read_note,
     read_sizes,
     save_model,
@@ -249,7 +248,7 @@ class Selection:
         if ms is None:
             targets = {"candidate": self._bench.build(folder, folder.name), "whole": self.timings.whole}
             timed = self._bench.time(targets)
-            ms = quiet_ms(timed["candidate"]) * self.timings.whole_ms / quiet_ms(timed["whole"])
+            ms = timed["candidate"].p50_ms * self.timings.whole_ms / timed["whole"].p50_ms
             write_atomic(folder / "measured.json", json.dumps({"ms": ms}).encode())
         predicted = self.timings.table().model_ms(choice)
         point = Point(list(choice), predicted, ms, self._sizes.model_mb(choice), ms <= self._limit_ms)
