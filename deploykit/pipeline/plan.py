@@ -186,8 +186,10 @@ def make_plan(recipe: Recipe, base: Path, *, download: bool = True) -> Plan:
         "latency": (),
         "publish": (),
     }
-    wanted = {"pretrain": recipe.pretrains, "index": recipe.data.entries is not None, "prune": recipe.prunes}
-    wanted["teachers"] = recipe.has_teachers
+    wanted = {
+        "pretrain": recipe.pretrains, "index": recipe.data.entries is not None, "teachers": recipe.has_teachers,
+        "prune": recipe.prunes,
+    }  # fmt: skip
     keys: dict[str, JsonValue] = {}
     steps = []
     for stage in STAGES:
