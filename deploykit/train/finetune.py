@@ -11,6 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from deploykit.data.checks import no_better_than_one_answer
 from deploykit.data.dataset import LabelledData
 from deploykit.data.entries import Entries
@@ -36,7 +38,7 @@ from deploykit.train.objective import chosen_loss, objective_from_settings
 from deploykit.train.prefix import learn_prefix
 from deploykit.train.processes import is_main_process, processes
 from deploykit.train.prompt import fold_prompt, learn_prompt
-from deploykit.train.rows import Row, gathered_rows, padding_collator, row_length, training_rows
+from deploykit.train.rows import NO_LABEL, Row, gathered_rows, padding_collator, row_length, training_rows
 from deploykit.train.strategy import (
     ADAPTERS,
     Adapter,
@@ -256,7 +258,10 @@ def _splits(
     tokenizer: Any, network: Any, data: LabelledData, settings: Finetune, task: Task, seed: int,
     listener: Listener, translated: Callable[[int], Sequence[str]],
 ) -> dict[str, Sequence[Row]]:  # fmt: skip
-    """The rows to train on, behind them their altered copies, and those to watch; says where contexts are cut."""
+    """The rows to train on, behind them their altered copies, and those to watch; says where contexts are cut.
+
+    A new head of independent labels begins at their shares.
+    """
 
     def gathered(table: Table) -> Gathering[Row]:
         found = gathered_rows()
@@ -273,6 +278,8 @@ def _splits(
             )
     if settings.augment:
         train.extend(labelled_copies(train.done(), data, settings, task, tokenizer, network, seed, translated))
+    if task.several:
+        _begin_at_shares(network, train.done())
     order = sorted(range(len(watched)), key=[row_length(row) for row in watched].__getitem__)
     return {"train": train.done(), "validation": taken(watched, order)}  # batches of like lengths pad little
 
@@ -321,6 +328,31 @@ def _final_metrics(trainer: Any, network: Any, validation: Any, task: Task, name
     return metrics
 
 
+def _begin_at_shares(network: Any, rows: Sequence[Row]) -> None:
+    """Let a new head of independent labels begin with each as likely as it is (Lin et al. 2017, section 4.1).
+
+    Each label is rare. From even odds the first steps make all of them unlikely at once, for whatever message, through
+    the encoder too: at high rates its states end up the same for all messages, and it learns no more.
+    """
+    import torch
+
+    head = _head(network, network.config.num_labels)
+    if head is None or bool(head.bias.any()):  # it has learned
+        return
+    known = [row["labels"] for row in rows if row["labels"][0] != NO_LABEL]
+    share = (np.sum(known, axis=0) + 0.5) / (len(known) + 1)
+    with torch.no_grad():
+        head.bias.copy_(torch.from_numpy(np.log(share / (1 - share))))
+
+
+def _head(network: Any, outputs: int) -> Any:
+    """The layer that gives the logits; None where there is none with a bias."""
+    import torch
+
+    found = [each for each in network.modules() if isinstance(each, torch.nn.Linear) and each.out_features == outputs]
+    return found[-1] if found and found[-1].bias is not None else None
+
+
 def _move_head(network: Any, shift: float, outputs: int) -> None:
     """Take `shift` off all logits, through the bias of the layer that gives them.
 
@@ -329,14 +361,14 @@ def _move_head(network: Any, shift: float, outputs: int) -> None:
     """
     import torch
 
-    heads = [each for each in network.modules() if isinstance(each, torch.nn.Linear) and each.out_features == outputs]
-    if not heads or heads[-1].bias is None:
+    head = _head(network, outputs)
+    if head is None:
         raise TrainingError(
             f"{type(network).__name__} has no bias in its last layer, which would hold the threshold",
             "use an encoder of the BERT kind",
         )
     with torch.no_grad():
-        heads[-1].bias.sub_(shift)
+        head.bias.sub_(shift)
 
 
 def _logged(trainer: Any, name: str) -> tuple[tuple[int, float], ...]:

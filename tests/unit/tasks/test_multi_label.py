@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from sklearn.metrics import f1_score
 
 from deploykit.data.labels import SeveralClasses, classes_of, label_from_json, shown_label
@@ -159,6 +160,34 @@ def test_a_model_learns_several_labels_and_none(
     assert result.metrics["micro F1"] > 0.8
     assert set(result.metrics) >= {"macro_f1", "in_scope_recall", "out_of_scope_recall"}
     assert json.loads((tmp_path / "out" / "config.json").read_text())["problem_type"] == "multi_label_classification"
+
+
+def test_a_new_head_begins_with_each_label_as_likely_as_it_is(
+    topics: Any, tiny_checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    rare = replace(
+        topics, train=replace(topics.train, labels=(("cancel",), *((("login", "invoice"),) * (len(topics.train) - 1))))
+    )
+    still = Finetune(epochs=1, learning_rate=1e-9)
+
+    def head_of(model: Path, out: str) -> np.ndarray:
+        finetune(model, rare, still, TASK, tmp_path / out, workspace=tmp_path / f"{out}-work")
+        bias: np.ndarray = TASK.load_model(tmp_path / out).classifier.bias.detach().numpy()
+        return bias
+
+    rows, names = len(topics.train), topics.label_names
+    counts = {"cancel": 1, "login": rows - 1, "invoice": rows - 1}
+    shares = np.array([(counts.get(name, 0) + 0.5) / (rows + 1) for name in names])
+    odds = np.log(shares / (1 - shares))
+    found = head_of(tiny_checkpoint("bert", seed=11), "new")
+    np.testing.assert_allclose(found - found[0], odds - odds[0], atol=1e-4)  # all are moved by the threshold
+    again = head_of(tmp_path / "new", "again")
+    np.testing.assert_allclose(again - again[0], odds - odds[0], atol=1e-4)
+    learned = TASK.load_model(tmp_path / "new")
+    learned.classifier.bias.data = torch.tensor([0.1, 0.2, 0.3, 0.4])
+    learned.save_pretrained(tmp_path / "new")
+    kept = head_of(tmp_path / "new", "kept")
+    np.testing.assert_allclose(kept - kept[0], [0.0, 0.1, 0.2, 0.3], atol=1e-4)
 
 
 def test_a_student_learns_from_a_teacher_label_by_label(
