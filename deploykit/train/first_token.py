@@ -38,10 +38,9 @@ def first_token_only(network: Any, batch: Mapping[str, Any], output: str) -> Ite
     whole = _logits(network, batch, output)
     handle = behind_attention.register_forward_pre_hook(_of_first_token)
     try:
-        try:
+        same = False
+        with contextlib.suppress(RuntimeError):  # PyTorch's for shapes that do not fit: a head that pools all tokens
             same = _same(whole, _logits(network, batch, output))
-        except RuntimeError:  # PyTorch's for shapes that do not fit: a head that pools all tokens
-            same = False
         if not same:
             handle.remove()
         yield same
