@@ -11,8 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from deploykit.data.checks import no_better_than_one_answer
 from deploykit.data.dataset import LabelledData
 from deploykit.data.entries import Entries
@@ -33,12 +31,13 @@ from deploykit.train.augment import labelled_copies
 from deploykit.train.checkpoints import last_complete
 from deploykit.train.computing import computing
 from deploykit.train.distill import with_teacher
+from deploykit.train.head import begin_at_shares, move_head
 from deploykit.train.lesson import Lesson, taught, unlabelled_rows
 from deploykit.train.objective import chosen_loss, objective_from_settings
 from deploykit.train.prefix import learn_prefix
 from deploykit.train.processes import is_main_process, processes
 from deploykit.train.prompt import fold_prompt, learn_prompt
-from deploykit.train.rows import NO_LABEL, Row, gathered_rows, padding_collator, row_length, training_rows
+from deploykit.train.rows import Row, gathered_rows, padding_collator, row_length, training_rows
 from deploykit.train.strategy import (
     ADAPTERS,
     Adapter,
@@ -133,8 +132,7 @@ def finetune(
     # A cut model learns from the whole one whatever that was trained by.
     loss: Loss = "cross_entropy" if lesson is not None and settings.teacher is None else chosen_loss(settings, task)
     workspace.mkdir(parents=True, exist_ok=True)
-    if not is_main_process():
-        listener = ignore  # one of them speaks for all
+    listener = listener if is_main_process() else ignore  # one of them speaks for all
     with quiet_transformers(), tracked(tracking) as report_to:
         set_seed(seed)
         tokenizer = medium_of(task).processor(model, settings.max_length)
@@ -144,6 +142,8 @@ def finetune(
             tokenizer, network, data, settings, task, seed, listener,
             partial(back_translated, data.train.texts, settings, seed=seed, workspace=workspace, listener=listener),
         )  # fmt: skip
+        if task.several:
+            begin_at_shares(network, splits["train"])
         splits |= tower_splits(splits["train"], tokenizer, network, data, task, entries, seed, loss)
         epochs = settings.epochs
         if lesson is not None:
@@ -258,10 +258,7 @@ def _splits(
     tokenizer: Any, network: Any, data: LabelledData, settings: Finetune, task: Task, seed: int,
     listener: Listener, translated: Callable[[int], Sequence[str]],
 ) -> dict[str, Sequence[Row]]:  # fmt: skip
-    """The rows to train on, behind them their altered copies, and those to watch; says where contexts are cut.
-
-    A new head of independent labels begins at their shares.
-    """
+    """The rows to train on, behind them their altered copies, and those to watch; says where contexts are cut."""
 
     def gathered(table: Table) -> Gathering[Row]:
         found = gathered_rows()
@@ -278,8 +275,6 @@ def _splits(
             )
     if settings.augment:
         train.extend(labelled_copies(train.done(), data, settings, task, tokenizer, network, seed, translated))
-    if task.several:
-        _begin_at_shares(network, train.done())
     order = sorted(range(len(watched)), key=[row_length(row) for row in watched].__getitem__)
     return {"train": train.done(), "validation": taken(watched, order)}  # batches of like lengths pad little
 
@@ -320,55 +315,12 @@ def _final_metrics(trainer: Any, network: Any, validation: Any, task: Task, name
     metrics = {"loss": float(prediction.metrics["test_loss"])}
     shift = task.shift(prediction.predictions, prediction.label_ids)
     if shift:
-        _move_head(network, shift, len(names))
+        move_head(network, shift, len(names))
     metrics |= task.metrics(prediction.predictions - shift, prediction.label_ids, names)
     for name, value in metrics.items():
         if not math.isfinite(value):
             raise TrainingError(f"{name} is not a number after step {trainer.state.global_step}", NAN_HINT)
     return metrics
-
-
-def _begin_at_shares(network: Any, rows: Sequence[Row]) -> None:
-    """Let a new head of independent labels begin with each as likely as it is (Lin et al. 2017, section 4.1).
-
-    Each label is rare. From even odds the first steps make all of them unlikely at once, for whatever message, through
-    the encoder too: at high rates its states end up the same for all messages, and it learns no more.
-    """
-    import torch
-
-    head = _head(network, network.config.num_labels)
-    if head is None or bool(head.bias.any()):  # it has learned
-        return
-    known = [row["labels"] for row in rows if row["labels"][0] != NO_LABEL]
-    share = (np.sum(known, axis=0) + 0.5) / (len(known) + 1)
-    with torch.no_grad():
-        head.bias.copy_(torch.from_numpy(np.log(share / (1 - share))))
-
-
-def _head(network: Any, outputs: int) -> Any:
-    """The layer that gives the logits; None where there is none with a bias."""
-    import torch
-
-    found = [each for each in network.modules() if isinstance(each, torch.nn.Linear) and each.out_features == outputs]
-    return found[-1] if found and found[-1].bias is not None else None
-
-
-def _move_head(network: Any, shift: float, outputs: int) -> None:
-    """Take `shift` off all logits, through the bias of the layer that gives them.
-
-    Raises:
-        TrainingError: there is no such bias.
-    """
-    import torch
-
-    head = _head(network, outputs)
-    if head is None:
-        raise TrainingError(
-            f"{type(network).__name__} has no bias in its last layer, which would hold the threshold",
-            "use an encoder of the BERT kind",
-        )
-    with torch.no_grad():
-        head.bias.sub_(shift)
 
 
 def _logged(trainer: Any, name: str) -> tuple[tuple[int, float], ...]:
