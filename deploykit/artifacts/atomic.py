@@ -6,6 +6,7 @@ __all__ = [
     "check_same_filesystem",
     "disk_errors",
     "disk_refusal",
+    "new_folder",
     "rename_into_place",
     "staging",
     "sweep",
@@ -24,7 +25,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from deploykit.artifacts.owner import Owner, this_process
-from deploykit.errors import ArtifactError
+from deploykit.errors import ArtifactError, UsageError
 from deploykit.events import Listener, Note, Warn, ignore
 
 _SCRATCH = re.compile(r"scratch-(?P<pid>\d+)-(?P<started_ms>\d+)-(?P<host>[0-9a-f]{8})-[0-9a-f]{8}", re.ASCII)
@@ -196,6 +197,29 @@ def staging(parent: Path) -> Iterator[Path]:
         yield scratch
     finally:
         shutil.rmtree(scratch, ignore_errors=True)  # what resists is swept once this process is gone
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """A scratch folder that becomes `out` when the block ends well; a folder that is there already is refused.
+
+    Raises:
+        UsageError: `out` is there and not empty.
+        ArtifactError: it can't be written.
+    """
+    out = out.absolute()
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"{out} is there already", "remove it, or name another folder with -o")
+    with disk_errors(out.parent):
+        out.parent.mkdir(parents=True, exist_ok=True)
+    with staging(out.parent) as scratch:
+        folder = scratch / "new"
+        folder.mkdir()
+        yield folder
+        sync_tree(folder)
+        if out.is_dir():
+            out.rmdir()
+        rename_into_place(folder, out)
 
 
 def sweep(parent: Path, listener: Listener = ignore) -> None:

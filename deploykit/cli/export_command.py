@@ -22,10 +22,10 @@ def command(checkpoint: Path, out: Path, target: str, opset: int | None, task: s
     """Export CHECKPOINT (a Hugging Face folder, made anywhere) to ONNX, fused and checked against PyTorch."""
     import dataclasses
 
+    from deploykit.artifacts.atomic import new_folder
     from deploykit.cli.json_output import print_json
     from deploykit.cli.render import Screen
     from deploykit.export.to_onnx import export_onnx
-    from deploykit.pipeline.alone import new_folder
     from deploykit.tasks import find_task
 
     with Screen() as screen, new_folder(out) as folder:

@@ -24,9 +24,9 @@ def command(
     checkpoint: Path, entries: str, out: Path, text: str, label: str, answer: str | None, task: str, as_json: bool
 ) -> int:
     """Give CHECKPOINT (a retrieval model) other entries to answer with; nothing is trained."""
+    from deploykit.artifacts.atomic import new_folder
     from deploykit.cli.json_output import print_json
     from deploykit.data.entries import entries_from_columns
-    from deploykit.pipeline.alone import new_folder
     from deploykit.tasks import find_task
     from deploykit.train.index import index_checkpoint
 

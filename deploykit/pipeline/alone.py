@@ -5,7 +5,6 @@ from __future__ import annotations
 __all__ = [
     "bench_alone",
     "finetune_alone",
-    "new_folder",
     "package_alone",
     "parity_alone",
     "prune_alone",
@@ -15,14 +14,14 @@ __all__ = [
 import contextlib
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import JsonValue
 
-from deploykit.artifacts.atomic import disk_errors, rename_into_place, staging, sync_tree
+from deploykit.artifacts.atomic import new_folder
 from deploykit.artifacts.digest import digest_json, digest_tree
 from deploykit.data.dataset import LabelledData, hold_out, load_training_data
 from deploykit.data.entries import entries_from_columns
@@ -60,29 +59,6 @@ if TYPE_CHECKING:
 
 LabelColumns = str | tuple[str, ...]
 """The column of a label, or those of its parts."""
-
-
-@contextlib.contextmanager
-def new_folder(out: Path) -> Iterator[Path]:
-    """A scratch folder that becomes `out` when the block ends well; a folder that is there already is refused.
-
-    Raises:
-        UsageError: `out` is there and not empty.
-        ArtifactError: it can't be written.
-    """
-    out = out.absolute()
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"{out} is there already", "remove it, or name another folder with -o")
-    with disk_errors(out.parent):
-        out.parent.mkdir(parents=True, exist_ok=True)
-    with staging(out.parent) as scratch:
-        folder = scratch / "new"
-        folder.mkdir()
-        yield folder
-        sync_tree(folder)
-        if out.is_dir():
-            out.rmdir()
-        rename_into_place(folder, out)
 
 
 def finetune_alone(

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from deploykit.artifacts.atomic import new_folder
 from deploykit.data.dataset import LabelledData, hold_out
 from deploykit.data.readers import read_rows
 from deploykit.data.table import Table
@@ -17,7 +18,6 @@ from deploykit.errors import UsageError
 from deploykit.events import Listener, Note, ignore
 from deploykit.latency.measure import measure, spread_over
 from deploykit.parity.report import ParityReport
-from deploykit.pipeline.alone import new_folder
 from deploykit.pipeline.choice import choose_variant
 from deploykit.pipeline.pairs import architecture_of, labels_or_error, model_folder, pair_from_text
 from deploykit.recipe import Quantize

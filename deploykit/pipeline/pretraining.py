@@ -11,10 +11,10 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING
 
+from deploykit.artifacts.atomic import new_folder
 from deploykit.artifacts.digest import digest_json
 from deploykit.data.readers import read_rows
 from deploykit.events import Listener, ignore
-from deploykit.pipeline.alone import new_folder
 from deploykit.recipe import Pretrain
 from deploykit.runners.checkpoint import resolve_model, resolve_or_error
 from deploykit.runners.medium import columns_of, medium_of

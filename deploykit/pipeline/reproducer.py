@@ -11,8 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from deploykit.artifacts.atomic import disk_errors, rename_into_place, staging, sync_tree
-from deploykit.errors import UsageError
+from deploykit.artifacts.atomic import new_folder
 from deploykit.parity.report import ParityReport
 from deploykit.runners import Target, infer_all, open_runner
 
@@ -58,19 +57,8 @@ def write_reproducer(
         UsageError: `out` is there and not empty.
         ArtifactError: it can't be written.
     """
-    out = out.absolute()
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"{out} is there already", "remove it, or name another folder")
-    with disk_errors(out.parent):
-        out.parent.mkdir(parents=True, exist_ok=True)
-    with staging(out.parent) as scratch:
-        folder = scratch / "new"
-        folder.mkdir()
-        fill_reproducer(folder, report, reference, candidate, texts, options, where=out)
-        sync_tree(folder)
-        if out.is_dir():
-            out.rmdir()
-        rename_into_place(folder, out)
+    with new_folder(out) as folder:
+        fill_reproducer(folder, report, reference, candidate, texts, options, where=out.absolute())
 
 
 def fill_reproducer(

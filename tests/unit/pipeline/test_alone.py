@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from deploykit.artifacts.atomic import new_folder
 from deploykit.errors import DataError, LatencyError, TrainingError, UsageError
 from deploykit.events import Progress
 from deploykit.latency.measure import Samples
 from deploykit.pipeline import alone, choice
-from deploykit.pipeline.alone import bench_alone, finetune_alone, new_folder, prune_alone, quantize_alone
+from deploykit.pipeline.alone import bench_alone, finetune_alone, prune_alone, quantize_alone
 from deploykit.pipeline.choice import Candidate, choose
 from deploykit.recipe import Finetune, Goal, Prune, Quantize
 from deploykit.runners import Target, infer_all, open_runner
