@@ -31,7 +31,7 @@ from deploykit.runners.untrusted import check_checkpoint
 from deploykit.tasks import find_medium, find_task, is_of_texts
 
 _VERSION: Final[Mapping[Stage, int]] = {
-    "data": 2, "pretrain": 1, "finetune": 3, "index": 1, "teachers": 1, "prune": 4, "export": 2,
+    "data": 2, "pretrain": 2, "finetune": 4, "index": 1, "teachers": 1, "prune": 4, "export": 2,
     "quantize": 4, "package": 4, "parity": 2, "latency": 1, "publish": 1,
 }  # fmt: skip
 """Of each stage's code: raised when it makes something else of the same input, so that older artefacts are not used."""

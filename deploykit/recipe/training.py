@@ -47,6 +47,12 @@ class Finetune(Section):
         "head is fitted to what came of it (few examples a label); two_towers: messages near the text of their entry; "
         "auto: the task's own.",
     )
+    pooling: Literal["auto", "own", "mean"] = Field(
+        default="auto",
+        description="What the head of a text-classification reads: own: what the architecture gives it (BERT: the "
+        "first token); mean: the tokens' mean at length one, and the head begins as a regression; auto: mean where the "
+        "pretrained model says that it compares means.",
+    )
     temperature: Positive = Field(
         default=0.05, description="What cosines are divided by in the contrastive loss and that of two towers."
     )

@@ -25,13 +25,15 @@ from deploykit.runners.untrusted import check_checkpoint
 from deploykit.tasks import Task
 from deploykit.tasks.base import Loss
 from deploykit.tasks.quiet import quiet_transformers
+from deploykit.tasks.sentence import pooled_by_mean
 from deploykit.tasks.spans import PAIRS_KEY
 from deploykit.train.arguments import precision_of, training_arguments
 from deploykit.train.augment import labelled_copies
+from deploykit.train.bias import begin_at_shares, move_head
 from deploykit.train.checkpoints import last_complete
 from deploykit.train.computing import computing
 from deploykit.train.distill import with_teacher
-from deploykit.train.head import begin_at_shares, move_head
+from deploykit.train.heads import begin_with_regression
 from deploykit.train.lesson import Lesson, taught, unlabelled_rows
 from deploykit.train.objective import chosen_loss, objective_from_settings
 from deploykit.train.prefix import learn_prefix
@@ -142,8 +144,7 @@ def finetune(
             tokenizer, network, data, settings, task, seed, listener,
             partial(back_translated, data.train.texts, settings, seed=seed, workspace=workspace, listener=listener),
         )  # fmt: skip
-        if task.several:
-            begin_at_shares(network, splits["train"])
+        _begin_head(network, splits["train"], tokenizer, task, loss, seed)
         splits |= tower_splits(splits["train"], tokenizer, network, data, task, entries, seed, loss)
         epochs = settings.epochs
         if lesson is not None:
@@ -292,12 +293,28 @@ def _network(
         use_safetensors=None if trust_pickle else True,
         dtype=torch.float32,  # master weights; autocast computes in `precision`
         **_dropout(model, settings.dropout),
-        **({"pooling": "mean"} if loss != "cross_entropy" else {}),
+        **({"pooling": "mean"} if _reads_mean(model, settings, task, loss) else {}),
     )
     freeze(network, settings)
     if loss != "cross_entropy" or task.entries:
         network.classifier.requires_grad_(False)  # it is fitted, and entries stay those of the whole model
     return network
+
+
+def _begin_head(network: Any, rows: Sequence[Row], tokenizer: Any, task: Task, loss: Loss, seed: int) -> None:
+    """Let a new head begin with what is known before any training."""
+    if task.several:
+        begin_at_shares(network, rows)
+    elif loss == "cross_entropy":
+        begin_with_regression(network, rows, padding_collator(tokenizer), task, seed)
+
+
+def _reads_mean(model: Path, settings: Finetune, task: Task, loss: Loss) -> bool:
+    """Whether the head is to read the mean of the tokens."""
+    if loss != "cross_entropy":
+        return True
+    wanted = settings.pooling == "mean" or (settings.pooling == "auto" and pooled_by_mean(model))
+    return wanted and "contrastive" in task.losses
 
 
 def _with_virtual_tokens(network: Any, tokenizer: Any, settings: Finetune, labels: Sequence[str], model: Path) -> Any:

@@ -1,8 +1,8 @@
-"""Heads that are fitted to embeddings, and not trained: the texts that stand for each label, or a regression."""
+"""Heads that are fitted to embeddings: the texts that stand for each label, or a regression."""
 
 from __future__ import annotations
 
-__all__ = ["Fitting", "embeddings_of", "entry_rows", "first_of_each", "regression_rows"]
+__all__ = ["Fitting", "begin_with_regression", "embeddings_of", "entry_rows", "first_of_each", "regression_rows"]
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from deploykit.tasks import Task
 from deploykit.tasks.sentence import SCALE
+from deploykit.train.processes import processes
 from deploykit.train.rows import Row
 
 _MOST_ENTRIES = 8
@@ -22,6 +23,8 @@ recall@1 85.1 % with 1, 88.6 % with 4, 89.0 % with 8, 16 or all of them."""
 _REGRESSION_C = 100.0
 """Inverse strength of the regression's penalty. As above, 10 rows a label, 3 draws: accuracy 82.1 % with 1, 84.7 % with
 10, 84.6 % with 100, 84.5 % with 1,000; log-loss 2.23, 0.88, 0.58, 0.56. The nearest mean is right in 81.3 %."""
+_MOST_ROWS = 20_000
+"""That a head is fitted to which is trained afterwards."""
 _BATCH = 64
 
 
@@ -100,6 +103,33 @@ def fit_head(
     else:
         weights, bias = regression_rows(found, labels)
         network.set_head(torch.from_numpy(weights[:, np.newaxis]), torch.from_numpy(bias))
+
+
+def begin_with_regression(
+    network: Any, rows: Sequence[Row], collate: Callable[..., Any], task: Task, seed: int
+) -> None:
+    """Let a new head of a sentence model begin as a regression on what its encoder gives already.
+
+    A random head pulls at the encoder before it knows where to (Kumar et al. 2022, "Fine-tuning can distort pretrained
+    features and underperform out-of-distribution", section 3.2). MiniLM-L6 on 2,000 rows of BANKING77, 10 epochs at
+    2e-4, one seed: 89.5 % of the test messages, 89.0 % from a random head, 86.4 % where the head reads the first token.
+
+    A head that has learned stays as it is; so does one with a label that no row has, and the head of another model.
+
+    Args:
+        network: in training; on the device that it is trained on afterwards.
+        rows: with `labels`; of very many, some.
+        collate: makes a batch of rows.
+        task: what the model learns.
+        seed: of the fitting.
+    """
+    if not hasattr(network, "set_head") or bool(network.classifier.bias.any()):
+        return
+    some = [rows[place] for place in range(0, len(rows), -(-len(rows) // _MOST_ROWS))]
+    if {row["labels"] for row in some} != set(range(network.config.num_labels)):
+        return
+    network.to(processes().device)
+    fit_head(network, some, collate, task, seed)
 
 
 def first_of_each(rows: Sequence[Row]) -> list[Row]:

@@ -193,7 +193,11 @@ def chosen_loss(settings: Finetune, task: Task) -> Loss:
     loss = asked_loss(settings, task)
     if loss not in task.losses:
         raise TrainingError(f"{task.name} can't be trained by the {loss} loss", f"finetune.loss={task.losses[0]}")
+    if settings.pooling == "mean" and "contrastive" not in task.losses:
+        raise TrainingError(f"the head of {task.name} does not read a mean of tokens", "leave out finetune.pooling")
     if loss != "cross_entropy":
+        if settings.pooling == "own":
+            raise TrainingError(f"the {loss} loss compares means of tokens", "leave out finetune.pooling")
         strange = [name for name in (*_OF_LABELS, "teacher")
                    if getattr(settings, name) != type(settings).model_fields[name].default]  # fmt: skip
         if strange:

@@ -18,6 +18,7 @@ from deploykit.runners.texts import TEXTS
 from deploykit.runners.untrusted import check_checkpoint
 from deploykit.tasks.medium import Medium
 from deploykit.tasks.quiet import quiet_transformers
+from deploykit.tasks.sentence import keep_pooling
 from deploykit.train.arguments import precision_of, training_arguments
 from deploykit.train.checkpoints import last_complete
 from deploykit.train.dropout import cheap_dropout
@@ -153,6 +154,7 @@ def pretrain(
             raise TrainingError(f"the loss is not a number after step {trainer.state.global_step}", NAN_HINT)
         if trainer.is_world_process_zero():
             _save_encoder(hidden, out)
+            keep_pooling(model, out)
     return PretrainResult(
         loss_before=before,
         loss=after,
