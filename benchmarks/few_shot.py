@@ -37,7 +37,7 @@ ZERO_SHOT: Final = "zero-shot, names of labels"
 WAYS: Final[Mapping[str, Mapping[str, Any]]] = {
     "contrastive, then a fitted head": {"loss": "contrastive", "epochs": 8, "learning_rate": 1e-4},
     "a fitted head alone": {"loss": "contrastive", "epochs": 0},
-    "full fine-tuning": {"epochs": 40, "learning_rate": 2e-4},
+    "full fine-tuning": {"pooling": "own", "epochs": 40, "learning_rate": 2e-4},
     ZERO_SHOT: {"loss": "contrastive", "epochs": 0},
 }
 """As tried once each on training rows that no draw of the benchmark is tested on; not tuned."""

@@ -2,8 +2,9 @@
 
     python benchmarks/strategies.py --model MODEL --train train.csv --test test.csv --work FOLDER --save
 
-Each way is a process of its own, one after the other, on the same training rows, with the same steps. Learning rates
-are those of the methods' papers or of peft's documentation, not tuned here. What is done stays in `--work`: run it
+Each way is a process of its own, one after the other, on the same training rows, with the same steps, and begins with
+the same fitted head where the encoder compares means (`finetune.pooling`). Learning rates are those of the recipe for
+BANKING77, of the methods' papers or of peft's documentation, not tuned here. What is done stays in `--work`: run it
 again to go on. Seconds of a machine that does other work beside say little; `cpu_seconds` are those of all threads.
 """
 
@@ -36,9 +37,11 @@ from deploykit.train.finetune import finetune
 from deploykit.train.lesson import lesson_from_teacher
 from deploykit.train.translate import with_located_translators
 
+_FULL: Final = {"learning_rate": 2e-4}
 _ADAPTER: Final = {"learning_rate": 1e-3}
 WAYS: Final[Mapping[str, Mapping[str, Any]]] = {
     "full": {},
+    "full, own head": {"pooling": "own"},
     "full, embeddings too": {"freeze_embeddings": False},
     "head only": {"strategy": "head", "learning_rate": 1e-2},
     "last 2 layers": {"strategy": "last_layers"},
@@ -94,6 +97,7 @@ def main() -> None:
     parser.add_argument("--translator", nargs=2, metavar=("THERE", "BACK"), help="models for back-translation")
     parser.add_argument("--only", action="append", help="ways whose name holds this; may be repeated")
     parser.add_argument("--work", type=Path, required=True, help="keeps what is done")
+    parser.add_argument("--name", default="strategies", help="of the result")
     parser.add_argument("--once", help=argparse.SUPPRESS)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--save", action="store_true")
@@ -123,7 +127,7 @@ def main() -> None:
     figures = {
         "training_rows": options.rows, "epochs": options.epochs, "precision": options.precision, "ways": found,
     }  # fmt: skip
-    finish("strategies", figures, as_json=options.json, save=options.save)
+    finish(options.name, figures, as_json=options.json, save=options.save)
 
 
 def train(options: argparse.Namespace, way: Mapping[str, Any]) -> dict[str, Any]:
@@ -136,7 +140,8 @@ def train(options: argparse.Namespace, way: Mapping[str, Any]) -> dict[str, Any]
     names = tuple(sorted(set(map(str, rows.labels or ()))))
     data = LabelledData(drawn, validation, test, names)
     epochs = options.epochs / (2 if "augment" in way else 1)
-    settings = with_located_translators(Finetune(**{"epochs": epochs, "precision": options.precision, **way}), Path())
+    asked = Finetune(**{"epochs": epochs, "precision": options.precision, **_FULL, **way})
+    settings = with_located_translators(asked, Path())
     model = resolve_or_error(options.model, Path())
     lesson = None
     if settings.teacher is not None:

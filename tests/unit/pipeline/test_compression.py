@@ -25,6 +25,7 @@ from deploykit.report.result import model_size_mb
 from deploykit.runners import Target
 from deploykit.tasks import find_task
 from deploykit.tasks.pruned import encoder_layers
+from deploykit.tasks.sentence import is_sentence_model
 from deploykit.train.finetune import finetune
 
 TASK = find_task("text-classification")
@@ -111,6 +112,19 @@ def test_a_model_is_pruned_to_the_goal_and_recovers(prune: Any, trained: Path, t
     assert info["recovery"]["metrics"]["accuracy"] > 0.9
     assert json.loads(json.dumps(info)) == info, "a manifest takes it"
     assert (out / "tokenizer.json").is_file()
+
+
+def test_a_model_that_reads_means_is_pruned_as_well(
+    prune: Any, tiny_checkpoint: Callable[..., Path], toy_data: Any, tmp_path: Path
+) -> None:
+    settings = Finetune(pooling="mean", epochs=6, learning_rate=5e-3, freeze_embeddings=False)
+    encoder = tiny_checkpoint("bert", initializer_range=0.05)
+    whole = finetune(encoder, toy_data, settings, TASK, tmp_path / "whole", workspace=tmp_path / "training")
+    goal = Goal(p50_ms=0.7 * clock([(4, 64)] * 2))
+    _, info, out = prune(goal, teacher=tmp_path / "whole")
+    assert is_sentence_model(out)
+    assert clock([layer.shape for layer in encoder_layers(TASK.load_model(out))]) <= goal.p50_ms
+    assert info["recovery"]["metrics"]["accuracy"] > whole.metrics["accuracy"] - 0.2 > 0.4
 
 
 def test_a_tagger_is_pruned_likewise(prune: Any, tagger: Path, entity_data: Any) -> None:
