@@ -95,7 +95,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--teacher", help="a fine-tuned model of the same labels and pieces, for distillation")
     parser.add_argument("--translator", nargs=2, metavar=("THERE", "BACK"), help="models for back-translation")
-    parser.add_argument("--only", action="append", help="ways whose name holds this; may be repeated")
+    parser.add_argument("--only", action="append", metavar="WAY", help="this one; may be repeated")
     parser.add_argument("--work", type=Path, required=True, help="keeps what is done")
     parser.add_argument("--name", default="strategies", help="of the result")
     parser.add_argument("--once", help=argparse.SUPPRESS)
@@ -114,7 +114,7 @@ def main() -> None:
     options.work.mkdir(parents=True, exist_ok=True)
     found: dict[str, Any] = {}
     for name in ways:
-        if options.only and not any(part in name for part in options.only):
+        if options.only and name not in options.only:
             continue
         file = options.work / f"{name.replace(' ', '-').replace(',', '')}.json"
         if not file.is_file():

@@ -112,7 +112,7 @@ def begin_with_regression(
 
     A random head pulls at the encoder before it knows where to (Kumar et al. 2022, "Fine-tuning can distort pretrained
     features and underperform out-of-distribution", section 3.2). MiniLM-L6 on 2,000 rows of BANKING77, 10 epochs at
-    2e-4, one seed: 89.5 % of the test messages, 89.0 % from a random head, 86.4 % where the head reads the first token.
+    2e-4, one seed: 89.8 % of the test messages, 89.0 % from a random head, 86.4 % where the head reads the first token.
 
     A head that has learned stays as it is; so does one with a label that no row has, and the head of another model.
 
