@@ -21,6 +21,8 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deploykit.errors import ModelError
+
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
@@ -65,13 +67,20 @@ def is_sentence_model(folder: Path) -> bool:
 
 
 def pooled_by_mean(folder: Path) -> bool:
-    """Whether a checkpoint folder says, as sentence-transformers does, that its vectors are the means of its tokens."""
+    """Whether a checkpoint folder says, as sentence-transformers does, that its vectors are the means of its tokens.
+
+    Raises:
+        ModelError: what it says can't be read.
+    """
     path = folder / _POOLING
     if not path.is_file():
         return False
-    said = json.loads(path.read_text(encoding="utf-8"))
-    ways = {key.removeprefix("pooling_mode_") for key, value in said.items() if value is True}
-    return said.get("pooling_mode") == "mean" or ("mean_tokens" in ways and "cls_token" not in ways)
+    try:
+        said = json.loads(path.read_text(encoding="utf-8"))
+        ways = [key for key, value in said.items() if key.startswith("pooling_mode_") and value is True]
+    except (ValueError, AttributeError) as error:
+        raise ModelError(f"{path} is damaged: {error}", "get the model again, or say finetune.pooling=own") from error
+    return said.get("pooling_mode") == "mean" or ways == ["pooling_mode_mean_tokens"]
 
 
 def keep_pooling(before: Path, after: Path) -> None:

@@ -144,7 +144,7 @@ def finetune(
             tokenizer, network, data, settings, task, seed, listener,
             partial(back_translated, data.train.texts, settings, seed=seed, workspace=workspace, listener=listener),
         )  # fmt: skip
-        _begin_head(network, splits["train"], tokenizer, task, loss, seed)
+        _begin_head(network, splits["train"], tokenizer, task, loss, seed, listener)
         splits |= tower_splits(splits["train"], tokenizer, network, data, task, entries, seed, loss)
         epochs = settings.epochs
         if lesson is not None:
@@ -301,12 +301,16 @@ def _network(
     return network
 
 
-def _begin_head(network: Any, rows: Sequence[Row], tokenizer: Any, task: Task, loss: Loss, seed: int) -> None:
+def _begin_head(
+    network: Any, rows: Sequence[Row], tokenizer: Any, task: Task, loss: Loss, seed: int, listener: Listener
+) -> None:
     """Let a new head begin with what is known before any training."""
     if task.several:
         begin_at_shares(network, rows)
     elif loss == "cross_entropy":
-        begin_with_regression(network, rows, padding_collator(tokenizer), task, seed)
+        fitted = begin_with_regression(network, rows, padding_collator(tokenizer), task, seed)
+        if fitted:
+            listener(Note(f"the head reads the mean of the tokens, and begins as a regression on {fitted:,} messages"))
 
 
 def _reads_mean(model: Path, settings: Finetune, task: Task, loss: Loss) -> bool:

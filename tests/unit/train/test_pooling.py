@@ -12,7 +12,7 @@ import pytest
 
 import deploykit
 from deploykit.data.dataset import LabelledData
-from deploykit.errors import TrainingError
+from deploykit.errors import ModelError, TrainingError
 from deploykit.recipe import Finetune, Pretrain
 from deploykit.tasks import find_task
 from deploykit.tasks.sentence import is_sentence_model, pooled_by_mean
@@ -46,12 +46,21 @@ def says(folder: Path, pooling: dict[str, Any]) -> Path:
         ({"pooling_mode": "cls"}, False),
         ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, False),
         ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": True}, False),  # both, one behind the other
+        ({"pooling_mode_mean_tokens": True, "include_prompt": True}, True),
         ({}, False),
     ],
 )
 def test_a_model_says_what_it_compares(said: dict[str, Any], mean: bool, tmp_path: Path) -> None:
     assert pooled_by_mean(says(tmp_path, said)) is mean
     assert not pooled_by_mean(tmp_path / "1_Pooling")
+
+
+@pytest.mark.parametrize("said", ["{", "[]", "\udcff"])
+def test_what_can_not_be_read_is_said(said: str, tmp_path: Path) -> None:
+    says(tmp_path, {})
+    (tmp_path / "1_Pooling/config.json").write_bytes(said.encode("utf-8", "surrogateescape"))
+    with pytest.raises(ModelError, match="damaged"):
+        pooled_by_mean(tmp_path)
 
 
 def test_a_head_that_reads_means_begins_as_a_regression(
@@ -85,7 +94,7 @@ def test_a_label_that_no_row_has_leaves_the_head_random(comparing: Path) -> None
     network: Any = CLASSES.load_model(comparing, ("a", "b", "c"), pooling="mean")
     before = network.classifier.weight.clone()
     rows = [{"input_ids": [1, 5, 2], "attention_mask": [1, 1, 1], "labels": label} for label in (0, 1, 0, 1)]
-    begin_with_regression(network, rows, lambda batch: batch, CLASSES, seed=0)
+    assert begin_with_regression(network, rows, lambda batch: batch, CLASSES, seed=0) == 0
     assert torch.equal(network.classifier.weight, before)
 
 
