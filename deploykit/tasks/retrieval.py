@@ -17,7 +17,8 @@ from deploykit.data.labels import Label
 from deploykit.tasks.base import Answer, Loss, Outputs, ServedOutput
 from deploykit.tasks.checkpoint import check_known, load_checkpoint
 from deploykit.tasks.entry import entry_files
-from deploykit.tasks.sentence import ANSWERS_KEY, SCALE, SentenceAuto
+from deploykit.tasks.pooling import ANSWERS_KEY, SCALE
+from deploykit.tasks.sentence import SentenceAuto
 from deploykit.tasks.text_classification import TextClassification
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from transformers import MODEL_MAPPING, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from deploykit.errors import ModelError
-from deploykit.tasks.sentence import ENTRIES_KEY, POOLING_KEY, SCALE
+from deploykit.tasks.pooling import ENTRIES_KEY, POOLING_KEY, SCALE
 
 
 @dataclass

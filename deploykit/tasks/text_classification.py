@@ -14,7 +14,8 @@ from deploykit.errors import UsageError
 from deploykit.tasks.base import Answer, Loss, Outputs, Scores, Section, ServedOutput
 from deploykit.tasks.checkpoint import check_known, load_checkpoint
 from deploykit.tasks.entry import entry_files
-from deploykit.tasks.sentence import SentenceAuto, is_sentence_model
+from deploykit.tasks.pooling import is_sentence_model
+from deploykit.tasks.sentence import SentenceAuto
 
 if TYPE_CHECKING:
     import numpy as np

@@ -24,8 +24,8 @@ from deploykit.runners.tokenize import max_length_from_folder
 from deploykit.runners.untrusted import check_checkpoint
 from deploykit.tasks import Task
 from deploykit.tasks.base import Loss
+from deploykit.tasks.pooling import pooled_by_mean
 from deploykit.tasks.quiet import quiet_transformers
-from deploykit.tasks.sentence import pooled_by_mean
 from deploykit.tasks.spans import PAIRS_KEY
 from deploykit.train.arguments import precision_of, training_arguments
 from deploykit.train.augment import labelled_copies

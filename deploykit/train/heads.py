@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deploykit.tasks import Task
-from deploykit.tasks.sentence import SCALE
+from deploykit.tasks.pooling import SCALE
 from deploykit.train.processes import processes
 from deploykit.train.rows import Row
 

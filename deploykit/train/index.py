@@ -16,8 +16,8 @@ from deploykit.errors import ModelError, UsageError
 from deploykit.runners.tokenize import max_length_from_folder
 from deploykit.runners.untrusted import check_checkpoint
 from deploykit.tasks import Task
+from deploykit.tasks.pooling import ANSWERS_KEY, ENTRIES_KEY, is_sentence_model
 from deploykit.tasks.quiet import quiet_transformers
-from deploykit.tasks.sentence import ANSWERS_KEY, ENTRIES_KEY, is_sentence_model
 from deploykit.train.heads import embeddings_of, entry_rows
 from deploykit.train.rows import padding_collator
 

@@ -17,8 +17,8 @@ from deploykit.recipe import Finetune, Pretrain
 from deploykit.runners.texts import TEXTS
 from deploykit.runners.untrusted import check_checkpoint
 from deploykit.tasks.medium import Medium
+from deploykit.tasks.pooling import keep_pooling
 from deploykit.tasks.quiet import quiet_transformers
-from deploykit.tasks.sentence import keep_pooling
 from deploykit.train.arguments import precision_of, training_arguments
 from deploykit.train.checkpoints import last_complete
 from deploykit.train.dropout import cheap_dropout

@@ -25,7 +25,7 @@ from deploykit.errors import UsageError
 from deploykit.recipe import Finetune
 from deploykit.tasks import Task
 from deploykit.tasks.base import Loss
-from deploykit.tasks.sentence import SCALE
+from deploykit.tasks.pooling import SCALE
 from deploykit.train.heads import Fitting
 from deploykit.train.rows import Row, training_rows
 

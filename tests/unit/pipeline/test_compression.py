@@ -24,8 +24,8 @@ from deploykit.recipe import Finetune, Goal, Prune, Quantize
 from deploykit.report.result import model_size_mb
 from deploykit.runners import Target
 from deploykit.tasks import find_task
+from deploykit.tasks.pooling import is_sentence_model
 from deploykit.tasks.pruned import encoder_layers
-from deploykit.tasks.sentence import is_sentence_model
 from deploykit.train.finetune import finetune
 
 TASK = find_task("text-classification")

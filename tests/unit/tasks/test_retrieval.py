@@ -15,8 +15,8 @@ from hypothesis.extra import numpy as arrays
 import deploykit
 from deploykit.errors import DataError, ModelError
 from deploykit.tasks import find_task, task_of_outputs
+from deploykit.tasks.pooling import SCALE
 from deploykit.tasks.retrieval import Retrieved, ranks
-from deploykit.tasks.sentence import SCALE
 
 TASK = find_task("retrieval")
 NAMES = ("cancel", "refund", "track")

@@ -107,7 +107,7 @@ def test_texts_stand_for_their_label_and_many_become_means() -> None:
 
 @pytest.mark.parametrize("labels", [2, 5])
 def test_a_regression_becomes_a_head(labels: int) -> None:
-    from deploykit.tasks.sentence import SCALE
+    from deploykit.tasks.pooling import SCALE
 
     random = np.random.default_rng(0)
     wanted = np.repeat(np.arange(labels), 20)

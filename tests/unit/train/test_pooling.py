@@ -15,7 +15,7 @@ from deploykit.data.dataset import LabelledData
 from deploykit.errors import ModelError, TrainingError
 from deploykit.recipe import Finetune, Pretrain
 from deploykit.tasks import find_task
-from deploykit.tasks.sentence import is_sentence_model, pooled_by_mean
+from deploykit.tasks.pooling import is_sentence_model, pooled_by_mean
 from deploykit.train.finetune import finetune
 from deploykit.train.heads import begin_with_regression
 from deploykit.train.pretrain import pretrain

@@ -19,7 +19,7 @@ from deploykit.recipe import Finetune
 from deploykit.runners import Target, open_runner
 from deploykit.runners.labels import labels_from_folder
 from deploykit.tasks import find_task
-from deploykit.tasks.sentence import SCALE, is_sentence_model
+from deploykit.tasks.pooling import SCALE, is_sentence_model
 from deploykit.train.finetune import finetune
 from deploykit.train.index import index_checkpoint
 from deploykit.train.lesson import Lesson
